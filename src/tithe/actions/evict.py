@@ -1,0 +1,29 @@
+"""Free the keys and values of what was not kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from tithe.types import Saving, Selection
+
+
+class Holds(Protocol):
+    """A cache layer, as far as eviction is concerned."""
+
+    def evict(self, keep: Tensor) -> None:
+        """Hold only ``keep``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evict:
+    """Evict from the cache layer of the site; memory is freed at once, per head where heads differ."""
+
+    saving: Saving = "real"
+
+    def apply(self, state: Holds, selection: Selection) -> None:
+        """Hold only what ``selection`` keeps."""
+        state.evict(selection.keep)

@@ -1,0 +1,113 @@
+"""Methods by slug, generated from their cards: whatever lies in ``methods/`` is in the catalogue."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ParamSpec
+
+from tithe.errors import BadInput, nearest, unknown
+from tithe.types import Card, Fidelity, HostKind, Method, Saving, Step
+
+P = ParamSpec("P")
+Steps = Step | tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A method before its parameters are given: calling it makes the ``Method``."""
+
+    card: Card
+    build: Callable[..., Steps]
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters with their defaults, in order."""
+        return dict(inspect.signature(self.build).parameters)
+
+    def __call__(self, **params: Any) -> Method:
+        """Make the method; parameters are stored unchanged, defaults filled in."""
+        slug, known = self.card.slug, self.parameters
+        for name in params:
+            if name not in known:
+                raise BadInput(
+                    f"{slug} has no parameter {name!r}.{nearest(name, known)} Possible: {', '.join(known) or 'none'}."
+                )
+        full = {name: params.get(name, parameter.default) for name, parameter in known.items()}
+        steps = self.build(**full)
+        return Method(self.card, full, steps if isinstance(steps, tuple) else (steps,))
+
+
+def card(
+    *,
+    slug: str,
+    title: str,
+    year: int,
+    family: str,
+    hosts: tuple[HostKind, ...],
+    fidelity: Fidelity,
+    saving: Saving,
+    mechanism: str,
+    arxiv: str | None = None,
+    code: str | None = None,
+) -> Callable[[Callable[P, Steps]], Factory]:
+    """Give a method its card; the decorated function takes the parameters and returns the steps."""
+    row = Card(slug, title, year, arxiv, code, family, hosts, fidelity, saving, mechanism)
+    return lambda build: Factory(row, build)
+
+
+@cache
+def factories() -> dict[str, Factory]:
+    """Return every method of the package by slug, in order of slugs."""
+    import tithe.methods as root
+
+    found: dict[str, Factory] = {}
+    for info in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if isinstance(value, Factory):
+                found[value.card.slug] = value
+    return dict(sorted(found.items()))
+
+
+def get(slug: str) -> Factory:
+    """Return the method called ``slug``, or raise with the nearest spelling."""
+    known = factories()
+    if slug not in known:
+        raise unknown("method", slug, known)
+    return known[slug]
+
+
+def make(slug: str, params: dict[str, Any]) -> Method:
+    """Return the method ``slug`` with ``params``."""
+    return get(slug)(**params)
+
+
+def resolve(methods: str | Method | Sequence[str | Method], params: dict[str, Any]) -> tuple[Method, ...]:
+    """Return ``methods`` as a tuple; ``params`` go to every slug that has them, and each must be of use to one."""
+    listed = [methods] if isinstance(methods, (str, Method)) else list(methods)
+    if not listed:
+        raise BadInput("methods is empty: give a slug such as 'snapkv', or a list of methods.")
+    made: list[Method] = []
+    used: set[str] = set()
+    names: set[str] = set()
+    for entry in listed:
+        if isinstance(entry, Method):
+            made.append(entry)
+            continue
+        factory = get(entry)
+        names |= set(factory.parameters)
+        mine = {name: value for name, value in params.items() if name in factory.parameters}
+        used |= set(mine)
+        made.append(factory(**mine))
+    for name in params:
+        if name not in used:
+            slugs = ", ".join(m.card.slug for m in made)
+            raise BadInput(
+                f"{slugs}: no parameter {name!r}.{nearest(name, names)} Possible: {', '.join(sorted(names)) or 'none'}."
+            )
+    return tuple(made)

@@ -1,0 +1,245 @@
+"""The order of everything: tokens, evidence, scores, selection, action, trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from tithe import catalogue, hosts
+from tithe.errors import BadInput, Refused
+from tithe.plan import Bound, Plan
+from tithe.seams.attach import attach
+from tithe.seams.cache import CacheLayer
+from tithe.seams.evidence import Evidence, LayerEvidence
+from tithe.seams.inputs import ProbeDone
+from tithe.seams.layers import StreamState
+from tithe.seams.stream import Stream
+from tithe.seams.text import forget, recall
+from tithe.trace import Counter, Level, Report, Trace
+from tithe.types import Method, Phase, Tokens, checked
+
+MethodLike = str | Method
+
+
+def on(
+    model: PreTrainedModel,
+    methods: MethodLike | Sequence[MethodLike],
+    *,
+    level: Level = "counts",
+    beyond_window: bool = False,
+    **params: Any,
+) -> Run:
+    """Attach ``methods`` to ``model``, in order; use as a context manager or call ``detach()``.
+
+    Args:
+        methods: a slug, a ``tithe.method(...)``, or a list of them.
+        level: what the trace holds: ``counts``, ``kept`` columns, or ``scores`` too.
+        beyond_window: let prompts run past the model's ``max_position_embeddings``.
+        **params: parameters such as ``keep``; each goes to every method that has it and was given by slug.
+
+    Raises:
+        BadInput: an unknown method or parameter, or a value out of range.
+        Refused: the model lacks what a method needs; the model is left as it was.
+    """
+    return Run(model, catalogue.resolve(methods, params), level, beyond_window)
+
+
+class Run:
+    """Methods attached to one model. ``trace`` holds what happened, ``report()`` sums it up."""
+
+    def __init__(self, model: PreTrainedModel, methods: tuple[Method, ...], level: Level, beyond_window: bool) -> None:
+        self.host = hosts.find(model)
+        self.methods = methods
+        self.plan = Plan.bind(methods, self.host)
+        self.beyond_window = beyond_window
+        self.trace = Trace(level)
+        self.counter = Counter(self.trace, list(self.host.layers), self.host.config)
+        self.phase: Phase = "prefill"
+        self.stream: Stream | None = None
+        self.cache: Cache | None = None
+        self.seen: Tensor = None  # type: ignore[assignment]
+        self.bracket = False
+        self.probing: Bound | None = None
+        self.tower: Any = None
+        self.image_inputs: dict[str, Any] = {}
+        self._seams = attach(self)
+
+    # -- the caller's side ------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Restore the model exactly; the trace stays readable."""
+        for seam in reversed(self._seams):
+            seam.restore()
+        self._seams = []
+
+    @contextmanager
+    def prefill(self) -> Iterator[Run]:
+        """Take every forward inside as one prefill and compress at its end: compress first, ask afterwards."""
+        self.bracket = True
+        try:
+            yield self
+        finally:
+            self.bracket = False
+        self.end_prefill()
+
+    def end_prefill(self) -> None:
+        """Compress now. From here on this cache is compressed only where the caller says so."""
+        if self.cache is None:
+            raise Refused("end_prefill() needs a forward with a cache before it.")
+        self.end_of_prefill(self.cache)
+        own = self.cache.layers[0]
+        assert isinstance(own, CacheLayer)
+        own.link.explicit = True
+
+    def report(self) -> Report:
+        """Return tokens, bytes, FLOPs and times so far."""
+        from tithe.report import summarise
+
+        return summarise(self)
+
+    # -- the seams' side --------------------------------------------------------------------------------------------
+
+    def fire(
+        self, bound: Bound, evidence: Evidence, tokens: Tokens, state: object, layer: int | None, item: int = 0
+    ) -> None:
+        """Run one step: score, select, act, note. The whole of a method passes through these lines."""
+        step, name = bound.step, bound.method.card.slug
+        where = step.site.point if layer is None else f"{step.site.tower} layer {layer}"
+        score = checked(step.score(evidence, tokens), tokens, name, where) if step.score else None
+        selection = step.select(score, tokens) if step.select and score is not None else None
+        if step.action is not None:
+            step.action.apply(state, selection)  # type: ignore[arg-type]
+        saving = step.action.saving if step.action else "none"
+        site = (step.site.point, step.site.tower, layer, step.site.phase)
+        self.trace.record(name, bound.place, site, tokens, score, selection, saving, item)
+
+    def evidence(self, layer: int | None) -> Evidence:
+        """Return what this forward has shown so far, standing at ``layer``."""
+        assert self.stream is not None
+        here = None if layer is None else ("text", layer)
+        counts = {"text": len(self.host.layers), "image": len(self.host.vision.layers) if self.host.vision else 0}
+        return Evidence(self.stream.evidence, here, counts)  # type: ignore[arg-type]
+
+    def end_of_prefill(self, cache: Cache) -> None:
+        """Fire the prefill steps of every layer on what the cache holds."""
+        self.cache = cache
+        for index, layer in enumerate(cache.layers):
+            for bound in self.plan.at("attention", "prefill", index):
+                found = recall(layer)
+                evidence = Evidence({("text", index): found}, ("text", index), {"text": len(cache.layers)})
+                self.fire(bound, evidence, held_tokens(layer, cache, found), layer, index)
+            forget(layer)
+        cache.layers[0].link.pending = False
+
+    def after_attention(self, index: int, layer: CacheLayer | None) -> None:
+        """Fire the decode steps of a layer, or stop a probe that has seen enough."""
+        if self.probing is not None:
+            if index == max(need.layer % len(self.host.layers) for need in self.probing.step.needs if need.layer is not None):
+                raise ProbeDone
+            return
+        if self.phase != "decode" or layer is None or self.stream is None:
+            return
+        for bound in self.plan.at("attention", "decode", index):
+            tokens = held_tokens(layer, self.cache, None)
+            state = DecodeState(layer, self.stream)
+            self.fire(bound, self.evidence(index), tokens, state, index)
+
+    def before_layer(self, index: int, state: StreamState, hidden: Tensor) -> None:
+        """Fire the steps that stand before a layer."""
+        if self.phase != "prefill" or self.stream is None:
+            return
+        for bound in self.plan.at("layer", "prefill", index):
+            stream = self.stream
+            tokens = Tokens(stream.cols[:, None], stream.valid[:, None], stream.valid.sum(-1), _kinds(stream))
+            self.fire(bound, self.evidence(None), tokens, state, index)
+
+    def after_forward(self, output: Any) -> None:
+        """Fire the steps that read a whole forward, and count the output head."""
+        assert self.stream is not None
+        for bound in self.plan.at("output", self.phase):
+            stream = self.stream
+            tokens = Tokens(stream.cols[:, None], stream.valid[:, None], self.seen, _kinds(stream))
+            self.fire(bound, self.evidence(None), tokens, output, None)
+        logits, head = getattr(output, "logits", None), self.host.model.get_output_embeddings()
+        if logits is not None and head is not None:
+            rows, given = logits.shape[:2]
+            full = self.stream.width if given == self.stream.cols.shape[1] else given
+            self.counter.head(head.weight.numel(), rows, given, full)
+
+    def probe(self, bound: Bound, kwargs: dict[str, Any]) -> None:
+        """Run the model's own forward without a cache up to the last layer that ``bound`` asks about."""
+        dropped = ("past_key_values", "use_cache", "labels", "logits_to_keep")
+        inputs = {name: value for name, value in kwargs.items() if name not in dropped}
+        self.probing = bound
+        try:
+            self.host.model(**inputs, use_cache=False)
+        except ProbeDone:
+            pass
+        finally:
+            self.probing = None
+
+    def layers_of_cache(self) -> list[CacheLayer]:
+        """The layers of the cache of this forward, none without a cache."""
+        return list(self.cache.layers) if self.cache is not None else []
+
+    def reach(self, layer: CacheLayer | None) -> int:
+        """The number of keys that the untouched model would attend to at ``layer`` now."""
+        assert self.stream is not None
+        end = self.stream.end
+        return min(end, layer.window + self.stream.width) if layer is not None and layer.window else end
+
+
+class DecodeState:
+    """What an action at a decode step may change: the layer's store, and what later layers attend to."""
+
+    def __init__(self, layer: CacheLayer, stream: Stream) -> None:
+        self.layer, self._stream = layer, stream
+
+    def evict(self, keep: Tensor) -> None:
+        """Hold only the tokens of ``keep``."""
+        self.layer.evict(keep)
+
+    def plan(self, layers: Sequence[int], selection: Any) -> None:
+        """Let ``layers`` attend only to the tokens of ``selection`` in this forward."""
+        self._stream.plan.update(dict.fromkeys(layers, selection))
+
+
+def held_tokens(layer: CacheLayer, cache: Cache | None, found: LayerEvidence | None) -> Tokens:
+    """Return the tokens that a cache layer holds."""
+    assert layer.store is not None and cache is not None
+    view = found.view if found is not None else layer.store.view()
+    seen = cache.layers[0].memory["seen"]
+    if layer.window:
+        seen = seen.clamp(max=layer.window)
+    kind = None
+    if "kind" in layer.memory:
+        kinds = layer.memory["kind"]
+        place = view.cols.clamp(max=kinds.shape[1] - 1).long()
+        kind = kinds[:, None].expand(-1, place.shape[1], -1).gather(2, place).long()
+    return Tokens(view.cols, view.valid, seen, kind)
+
+
+def _kinds(stream: Stream) -> Tensor | None:
+    return stream.kind[:, None] if stream.kind is not None else None
+
+
+def method(slug: str, **params: Any) -> Method:
+    """Return the method ``slug`` with ``params``, for ``on`` and for composition."""
+    return catalogue.make(slug, params)
+
+
+__all__ = ["BadInput", "Run", "method", "on"]

@@ -1,0 +1,85 @@
+"""What a model family offers to methods, found on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tithe.errors import Refused
+from tithe.types import HostKind
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Names of the parts of an encoder block that follow its attention, for work between attention and MLP."""
+
+    norm: str
+    mlp: str
+    scale: str | None = None
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Where one image lies in the vision tower: its slice of rows (crops) and of pieces of a packed sequence."""
+
+    rows: slice | None
+    grid: tuple[int, int] | None
+    to_tokens: Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A vision tower: its blocks, whether slot 0 is a CLS token, and how patches become image tokens.
+
+    ``crops(model, sizes, kwargs)`` gives one ``Crops`` for each image; its ``to_tokens`` turns a score per patch,
+    ``[crops, patches]``, into one per image token ``[n]``, through the same grouping as the connector's.
+    """
+
+    tower: PreTrainedModel
+    layers: tuple[nn.Module, ...]
+    cls: bool
+    tail: Tail | None = None
+    crops: Callable[[Any, list[int], dict[str, Any]], list[Crops]] | None = None
+
+
+@dataclass(frozen=True)
+class Host:
+    """A model under a method. ``first_cut`` is the first text layer before which tokens may be dropped."""
+
+    kind: HostKind
+    name: str
+    model: PreTrainedModel
+    text: PreTrainedModel | None
+    layers: tuple[nn.Module, ...]
+    vision: Vision | None = None
+    image_token: int | None = None
+    first_cut: int = 1
+    positions: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text tower, or of the vision tower for a classifier."""
+        tower = self.text if self.text is not None else self.vision.tower if self.vision else self.model
+        return tower.config
+
+
+def find(model: object) -> Host:
+    """Return the host of ``model``; refuse what has no known towers."""
+    from tithe.hosts.registry import build
+
+    if not isinstance(model, PreTrainedModel):
+        raise Refused(f"model is a {type(model).__name__}; a transformers PreTrainedModel is needed.")
+    return build(model)
+
+
+def blocks(tower: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the transformer blocks of ``tower``: its only (or longest) list of layers."""
+    lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    stacks = [stack for stack in lists if any("ttention" in type(m).__name__ for m in stack[0].modules())]
+    if not stacks:
+        raise Refused(f"{type(tower).__name__} has no list of attention layers, so no method can act in it.")
+    return tuple(max(stacks, key=len))

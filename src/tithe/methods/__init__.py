@@ -1,0 +1,1 @@
+"""One paper, one small file. Whatever lies here is in the catalogue."""

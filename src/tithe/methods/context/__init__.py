@@ -1,0 +1,1 @@
+"""Read with fewer tokens: the key-value cache and the prompt."""

@@ -1,0 +1,1 @@
+"""Show which tokens matter: methods that stop at the scores."""

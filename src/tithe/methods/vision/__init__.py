@@ -1,0 +1,1 @@
+"""See with fewer tokens: image patches before, inside and after the encoder."""

@@ -1,0 +1,8 @@
+"""The report: results, cards and token-by-token views in one HTML file that needs no network and no server."""
+
+from __future__ import annotations
+
+from tithe.page.data import CardRow, Case, ImageCase, LayerView, Report, TextCase, View
+from tithe.page.html import render, write
+
+__all__ = ["CardRow", "Case", "ImageCase", "LayerView", "Report", "TextCase", "View", "render", "write"]

@@ -1,0 +1,172 @@
+const ALL = "all";
+const BEFORE = "before";
+const VERDICTS = new Map([[true, ["✓", "right"]], [false, ["✗", "wrong"]], [null, ["·", "not judged"]]]);
+
+const keyOf = (layer) => (layer === null ? BEFORE : String(layer));
+const layerName = (key) => (key === ALL ? "all layers" : key === BEFORE ? "before the model" : `layer ${key}`);
+const byKeep = (a, b) => (a.keep ?? Infinity) - (b.keep ?? Infinity);
+const methodsOf = (views) => distinct(views.map((view) => view.method));
+const viewsOf = (views, method) => views.filter((view) => view.method === method).sort(byKeep);
+const layerKeys = (view) => {
+  const keys = view.layers.map((layer) => keyOf(layer.layer));
+  return keys.length > 1 ? [ALL, ...keys] : keys;
+};
+
+function nearest(views, budget, keep) {
+  const exact = views.find((view) => view.budget === budget);
+  if (exact || !isNumber(keep)) return exact ?? views[Math.floor(views.length / 2)];
+  const distance = (view) => Math.abs((view.keep ?? Infinity) - keep);
+  return views.reduce((best, view) => (distance(view) < distance(best) ? view : best));
+}
+
+/** The view that comes nearest to what is wished for; every part of a wish may be stale or missing. */
+function settle(cases, wish) {
+  const index = clamp(Math.trunc(Number(wish.case) || 0), 0, cases.length - 1);
+  const { views } = cases[index];
+  const methods = methodsOf(views);
+  const method = methods.includes(wish.method) ? wish.method : methods[0];
+  const offered = viewsOf(views, method);
+  const view = nearest(offered, wish.budget, wish.keep);
+  const keys = view ? layerKeys(view) : [ALL];
+  const layer = keys.includes(wish.layer) ? wish.layer : keys[0];
+  return { case: index, method, offered, view, budget: view?.budget, keep: view?.keep, keys, layer };
+}
+
+const shownLayer = (view, key, n) =>
+  key === ALL ? allLayers(view, n) : layersOf(view, n).find((layer) => keyOf(layer.layer) === key);
+
+function verdict(right) {
+  const [mark, word] = VERDICTS.get(right);
+  return el("span", { class: `verdict ${word.replace(" ", "-")}` }, `${mark} ${word}`);
+}
+
+const placeOf = (key) => (key === ALL ? "on average over all layers" : key === BEFORE ? "before the model" : `at layer ${key}`);
+
+function statusText(state, shown, n, units) {
+  const kept = `${count(shown.total)} of ${count(n)} ${units} ${placeOf(state.layer)} (${percent(ratio(shown.total, n))})`;
+  return [methodName(state.method), ` at ${state.budget} keeps ${kept}.`];
+}
+
+function describe(shown, at, unit) {
+  const parts = [];
+  if (shown.ranks !== null) {
+    const rank = shown.ranks[at];
+    parts.push(Number.isNaN(rank) ? "no score" : `ranks above ${Math.round(100 * rank)} % of the ${unit.many}`);
+  }
+  const share = shown.kept[at];
+  const partly = shown.layer === ALL ? `kept by ${percent(share)} of layers and heads` : `kept by ${percent(share)} of heads`;
+  parts.push(share === 0 ? "dropped" : share === 1 ? "kept" : partly);
+  return parts.join(" · ");
+}
+
+function answerGrid(table, views, state, choose) {
+  const budgets = distinct([...views].sort(byKeep).map((view) => view.budget));
+  const cell = (method, budget) => {
+    const view = views.find((one) => one.method === method && one.budget === budget);
+    if (!view) return el("td", {}, DASH);
+    const [mark, word] = VERDICTS.get(view.right);
+    const here = view === state.view;
+    const label = `${method} at ${budget}: ${word}; ${view.answer}`;
+    const props = { type: "button", class: word.replace(" ", "-"), title: label, "aria-label": label, "aria-pressed": String(here) };
+    return el("td", {}, el("button", { ...props, onclick: () => choose({ method, budget }) }, mark));
+  };
+  const focused = table.contains(document.activeElement);
+  table.replaceChildren(
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Method"), budgets.map((budget) => el("th", { scope: "col" }, budget)))),
+    el("tbody", {}, methodsOf(views).map((method) =>
+      el("tr", {}, el("th", { scope: "row" }, methodName(method)), budgets.map((budget) => cell(method, budget))))),
+  );
+  if (focused) table.querySelector('[aria-pressed="true"]')?.focus();
+}
+
+/**
+ * One panel: its controls, and what they show. The painter knows the material (text or picture): `unit`, `size(case)`,
+ * `build(case, part, pick)`, `paint(nodes, shown, view, state, part, pick)`, `step(key, case)`, `name(case, at)`, `key(shown)`.
+ */
+function inspector(root, cases, painter, remember) {
+  const part = (name) => root.querySelector(`[data-fill="${name}"]`);
+  const form = root.querySelector("form");
+  const field = (name) => form.elements.namedItem(name);
+  const area = part("view");
+  let state = {};
+  let nodes = [];
+  let shown = null;
+  let active = null;
+
+  function readout() {
+    const text = active === null || !shown ? `Point at a ${painter.unit.one}, or use the arrow keys, to read its numbers.`
+      : `${painter.name(cases[state.case], active)} · ${describe(shown, active, painter.unit)}`;
+    part("readout").replaceChildren(text);
+  }
+
+  function pick(at, scroll) {
+    nodes[active]?.classList.remove("active");
+    active = at;
+    nodes[active]?.classList.add("active");
+    if (scroll) nodes[active]?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    readout();
+  }
+
+  function controls() {
+    setOptions(field("case"), cases.map((one, at) => [String(at), `${at + 1}. ${one.question}`]), String(state.case));
+    setOptions(field("method"), methodsOf(cases[state.case].views).map((method) => [method, method]), state.method);
+    setOptions(field("layer"), state.keys.map((key) => [key, layerName(key)]), state.layer);
+    const slider = field("budget");
+    slider.max = Math.max(0, state.offered.length - 1);
+    slider.value = state.offered.indexOf(state.view);
+    slider.disabled = state.offered.length < 2;
+    slider.setAttribute("aria-valuetext", state.budget);
+    field("budget-label").replaceChildren(state.budget);
+  }
+
+  function facts(one) {
+    for (const name of ["model", "question", "expected", "untouched"]) part(name).replaceChildren(one[name]);
+    part("setting").replaceChildren(`${state.method} at ${state.budget}`);
+    part("answer").replaceChildren(state.view.answer);
+    part("verdict").replaceChildren(verdict(state.view.right));
+  }
+
+  function show(wish) {
+    const before = state.case;
+    state = settle(cases, { ...state, ...wish });
+    const one = cases[state.case];
+    if (state.case !== before) {
+      active = null;
+      nodes = painter.build(one, part);
+    }
+    if (!state.view) return part("status").replaceChildren("No method has been tried on this case.");
+    const n = painter.size(one);
+    shown = shownLayer(state.view, state.layer, n);
+    controls();
+    facts(one);
+    part("status").replaceChildren(...statusText(state, shown, n, painter.unit.many).flat());
+    const missing = shown.ranks === null && state.layer !== ALL;
+    part("missing").hidden = !missing;
+    part("missing").replaceChildren(missing ? `This method has no scores ${placeOf(state.layer)}: nothing is shaded, only what it dropped is marked.` : "");
+    part("key").replaceChildren(...painter.key(shown));
+    painter.paint(nodes, shown, { n, view: state.view, layer: state.layer, part, pick, show: change });
+    answerGrid(part("answers"), one.views, state, change);
+    readout();
+  }
+
+  function change(wish) {
+    show(wish);
+    remember({ case: String(state.case), method: state.method, budget: state.budget, layer: state.layer });
+  }
+
+  const at = (event) => Number(event.target.closest("[data-unit]")?.dataset.unit ?? -1);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  field("case").addEventListener("change", (event) => change({ case: event.target.value }));
+  field("method").addEventListener("change", (event) => change({ method: event.target.value }));
+  field("layer").addEventListener("change", (event) => change({ layer: event.target.value }));
+  field("budget").addEventListener("input", (event) => change({ budget: state.offered[event.target.value].budget }));
+  area.addEventListener("pointerover", (event) => at(event) >= 0 && pick(at(event), false));
+  area.addEventListener("click", (event) => at(event) >= 0 && pick(at(event), false));
+  area.addEventListener("keydown", (event) => {
+    const step = painter.step(event.key, cases[state.case]);
+    if (!step || !nodes.length) return;
+    event.preventDefault();
+    pick(active === null ? 0 : clamp(active + step, 0, nodes.length - 1), true);
+  });
+  return show;
+}

@@ -1,0 +1,68 @@
+"""The report as one HTML file: template, style, scripts and data in the page itself, and nothing loaded."""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections.abc import Iterable
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from secrets import token_hex
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from tithe.page.data import ImageCase, Report, TextCase
+
+SCRIPTS = ("dom.js", "planes.js", "inspector.js", "picture.js", "text.js", "chart.js", "table.js", "main.js")
+
+
+def render(report: Report) -> str:
+    """The whole page. Its security policy runs these scripts and no other, and lets nothing reach the network."""
+    style, theme = _asset("report.css"), _asset("theme.js")
+    script = f'"use strict";\n(() => {{\n{"".join(_asset(name) for name in SCRIPTS)}}})();\n'
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(theme)} {_digest(script)};"
+        " base-uri 'none'; form-action 'none'"
+    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_asset("report.html.j2")).render(
+        report=report,
+        texts=[case for case in report.cases if isinstance(case, TextCase)],
+        images=[case for case in report.cases if isinstance(case, ImageCase)],
+        models=_distinct([*(str(row["model"]) for row in report.rows), *(case.model for case in report.cases)]),
+        methods=_distinct(str(row["method"]) for row in report.rows)
+        or _distinct(view.method for case in report.cases for view in case.views),
+        policy=policy,
+        style=Markup(style),
+        theme=Markup(theme),
+        script=Markup(script),
+        data=Markup(report.to_json()),
+    )
+
+
+def write(report: Report, path: str | os.PathLike[str]) -> Path:
+    """Writes the page and returns where it stands. A reader sees the old file or the new one, never a part."""
+    target = Path(path)
+    # A lone surrogate, which UTF-8 cannot hold, becomes a reference that browsers show as U+FFFD.
+    page = render(report).encode("utf-8", "xmlcharrefreplace")
+    part = target.with_name(f".{target.name}.{token_hex(4)}")
+    try:
+        part.write_bytes(page)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _asset(name: str) -> str:
+    return (files("tithe.page") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _digest(source: str) -> str:
+    return f"'sha256-{b64encode(sha256(source.encode()).digest()).decode()}'"
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

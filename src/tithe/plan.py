@@ -1,0 +1,144 @@
+"""Methods bound to a host: which step fires where, which evidence is taken, and what cannot be served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from tithe.errors import BadInput, Refused
+from tithe.hosts import Host
+from tithe.types import Method, Need, Phase, Point, Reducer, Step, Tower
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One step of one method, with its layers made definite."""
+
+    method: Method
+    place: int
+    step: Step
+    layers: frozenset[int]
+
+
+class Plan:
+    """All bound steps. Lookups are cached: they are asked at every layer of every forward."""
+
+    def __init__(self, bound: tuple[Bound, ...], host: Host) -> None:
+        self._bound = bound
+        self._host = host
+        self.at = lru_cache(maxsize=None)(self._at)
+        self.reducers = lru_cache(maxsize=None)(self._reducers)
+        self.window = lru_cache(maxsize=None)(self._window)
+        self.evidence = lru_cache(maxsize=None)(self._evidence)
+        self.shortens = any(b.step.site.point == "layer" for b in bound)
+        self.decodes = any(b.step.site.point == "attention" and b.step.site.phase == "decode" for b in bound)
+        self.caches = any(b.step.site.point == "attention" for b in bound)
+        self.encodes = any(b.step.site.point == "encoder" for b in bound)
+
+    @classmethod
+    def bind(cls, methods: tuple[Method, ...], host: Host) -> Plan:
+        """Bind ``methods`` to ``host``; refuse what it lacks, with the reason."""
+        bound = []
+        for method in methods:
+            if host.kind not in method.card.hosts:
+                raise Refused(
+                    f"{method.card.slug} serves {', '.join(method.card.hosts)} models; {host.name} is a {host.kind}."
+                )
+            for place, step in enumerate(method.steps):
+                bound.append(_bind(method, place, step, host))
+        return cls(tuple(bound), host)
+
+    def _at(self, point: Point, phase: Phase | None = None, layer: int | None = None) -> tuple[Bound, ...]:
+        total = self._total("text")
+        found = []
+        for bound in self._bound:
+            site = bound.step.site
+            if site.point == point and (phase is None or site.phase == phase):
+                if layer is None or layer in bound.layers:
+                    step = bound.step.at(layer, total) if layer is not None else bound.step
+                    found.append(replace(bound, step=step))
+        return tuple(found)
+
+    def fires(self, point: Point, phase: Phase, layer: int) -> bool:
+        """Whether any step stands there."""
+        return bool(self.at(point, phase, layer))
+
+    def _total(self, tower: Tower) -> int:
+        vision = self._host.vision
+        return len(self._host.layers) if tower == "text" else len(vision.layers) if vision else 0
+
+    def _needs(self, layer: int, tower: Tower = "text") -> list[tuple[Bound, Need]]:
+        found = []
+        for bound in self._bound:
+            for need in bound.step.needs:
+                if need.tower != tower:
+                    continue
+                own = bound.layers if bound.step.site.tower == tower else frozenset(range(self._total(tower)))
+                wanted = own if need.layer is None else {need.layer % self._total(tower)}
+                if layer in wanted:
+                    found.append((bound, need))
+        return found
+
+    def _reducers(self, layer: int, phase: Phase) -> tuple[Reducer, ...]:
+        unique: dict[str, Reducer] = {}
+        for bound, need in self._needs(layer):
+            if need.reducer is not None and bound.step.site.phase == phase:
+                unique[need.reducer.name] = need.reducer
+        return tuple(unique.values())
+
+    def _window(self, layer: int) -> int:
+        """The most queries that any step wants of a text layer, 0 for none."""
+        return max((need.window or 0 for _, need in self._needs(layer) if need.kind == "queries"), default=0)
+
+    def _evidence(self, layer: int) -> bool:
+        """Whether a step reads this text layer within the forward."""
+        lazy = ("attention", "prefill")
+        return any((b.step.site.point, b.step.site.phase) != lazy for b, _ in self._needs(layer))
+
+    def image_layers(self) -> frozenset[int]:
+        """Layers of the vision tower that some step reads."""
+        return frozenset(layer for layer in range(self._total("image")) if self._needs(layer, "image"))
+
+
+def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
+    slug, site = method.card.slug, step.site
+    if site.tower == "text" and not host.layers:
+        raise Refused(f"{slug} acts in a text tower; {host.name} has none.")
+    if site.point in ("encoder", "block") and host.vision is None:
+        raise Refused(f"{slug} acts on image tokens; {host.name} has no vision tower.")
+    if site.point == "block" and (host.vision is None or host.vision.tail is None):
+        raise Refused(f"{slug} acts between attention and MLP of a vision block; {host.name} declares no block tail.")
+    if site.point == "encoder" and host.image_token is None:
+        raise Refused(f"{slug} acts on image tokens; {host.name} has no image-token id.")
+    for need in step.needs:
+        _check_need(slug, need, host)
+    tower = host.layers if site.tower == "text" else host.vision.layers if host.vision else ()
+    layers = _layers(slug, site.layer, len(tower))
+    if site.point == "layer" and layers and min(layers) < host.first_cut:
+        raise Refused(
+            f"{slug}: layer={min(layers)} is too early; {host.name} can drop tokens before layer {host.first_cut} at the earliest."
+        )
+    return Bound(method, place, step, layers)
+
+
+def _check_need(slug: str, need: Need, host: Host) -> None:
+    if need.tower == "image":
+        if host.vision is None:
+            raise Refused(f"{slug} reads a vision tower; {host.name} has none.")
+        if host.kind == "vlm" and host.vision.crops is None:
+            raise Refused(f"{slug} reads the vision tower patch by patch; {host.name} does not say how patches become tokens.")
+        if need.kind == "queries" and need.window == 1 and not host.vision.cls:
+            raise Refused(f"{slug} reads the CLS token's attention; the vision tower of {host.name} has no CLS token.")
+    total = len(host.layers) if need.tower == "text" else len(host.vision.layers) if host.vision else 0
+    if need.layer is not None and not -total <= need.layer < total:
+        raise BadInput(f"{slug}: layer={need.layer} is out of range; the {need.tower} tower of {host.name} has {total} layers.")
+
+
+def _layers(slug: str, layer: int | tuple[int, ...] | None, total: int) -> frozenset[int]:
+    if layer is None:
+        return frozenset(range(total))
+    chosen = layer if isinstance(layer, tuple) else (layer,)
+    for one in chosen:
+        if not -total <= one < total:
+            raise BadInput(f"{slug}: layer={one} is out of range; {total} layers are there.")
+    return frozenset(one % total for one in chosen)

@@ -1,0 +1,1 @@
+"""Pure scores: from evidence to how much each token matters, higher = more."""

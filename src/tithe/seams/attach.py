@@ -1,0 +1,43 @@
+"""Put every seam that a run needs on its model, or none of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from tithe.seams.attention import Tapped
+from tithe.seams.forward import ForwardSeam
+from tithe.seams.layers import LayerSeam
+from tithe.seams.text import TextTap
+
+if TYPE_CHECKING:
+    from tithe.flow import Run
+
+
+class Seam(Protocol):
+    """Something put on a model that can be taken off again."""
+
+    def restore(self) -> None:
+        """Undo it exactly."""
+        ...
+
+
+def attach(run: Run) -> list[Seam]:
+    """Attach the seams in order; if one fails, those before it are taken off and the model is as it was."""
+    seams: list[Seam] = []
+    host = run.host
+    try:
+        if host.text is not None:
+            tap = TextTap(run)
+            tap.tapped = Tapped(host.text, list(host.layers), tap)
+            seams.append(tap.tapped)
+            seams.append(ForwardSeam(run))
+            seams.append(LayerSeam(run))
+        if host.vision is not None:
+            from tithe.seams.image import image_seams
+
+            seams.extend(image_seams(run))
+    except Exception:
+        for seam in reversed(seams):
+            seam.restore()
+        raise
+    return seams

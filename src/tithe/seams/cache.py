@@ -1,0 +1,199 @@
+"""Our cache layer: a store, the columns seen, and the handle that attention reads it through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+from tithe.errors import Refused
+from tithe.seams.stores import Dense, Store
+from tithe.seams.stores.base import allocated
+from tithe.seams.stream import Stream
+
+
+class Handle(torch.Tensor):
+    """What ``update`` gives the model in place of keys or values: it has their shape and carries the layer."""
+
+    _metadata = frozenset(
+        {
+            torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
+            torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
+            torch.Tensor.device.__get__,  # type: ignore[attr-defined]
+            torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
+            torch.Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
+            torch.Tensor.dim,
+            torch.Tensor.size,
+        }
+    )
+    layer: CacheLayer
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in cls._metadata:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        raise Refused(
+            f"A cache kept by tithe was read by {getattr(func, '__name__', func)!r} outside tithe's attention: "
+            "keep the method attached while this cache is in use."
+        )
+
+
+@dataclass
+class Link:
+    """What the layers of one cache share: the forward now running, and whether its prefill still waits for its end.
+
+    ``explicit``: the caller marks the ends of prefills, so a one-token forward no longer does.
+    """
+
+    stream: Stream | None = None
+    pending: bool = False
+    explicit: bool = False
+
+
+class CacheLayer(CacheLayerMixin):
+    """One layer of a cache under Tithe. Lengths reported to the model count every original column ever seen."""
+
+    is_sliding = False
+
+    def __init__(self, index: int, link: Link, window: int | None = None) -> None:
+        super().__init__()
+        self.index, self.link, self.window = index, link, window
+        self.store: Store | None = None
+        self.seen = 0
+        self.memory: dict[str, Tensor] = {}
+        self.scaling = 1.0
+        self.token_bytes = 0
+        self.softcap: float | None = None
+        self.record_past = False
+        self.evicts_while_decoding = False
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether cropping restores an earlier state: not once a method evicts while decoding."""
+        return not self.evicts_while_decoding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare: the store is made by the first ``update``."""
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values; return handles."""
+        stream = self.link.stream
+        if stream is None:
+            raise Refused("This cache is kept by tithe: attach a method (tithe.on) before using it again.")
+        new = key_states.shape[2]
+        if stream.cols.shape[1] != new:
+            raise Refused(f"Layer {self.index} was given {new} tokens where {stream.cols.shape[1]} flow.")
+        self.is_initialized = True
+        cols, valid = stream.cols[:, None], stream.valid[:, None]
+        per_head = key_states.shape[3] + value_states.shape[3]
+        self.token_bytes = key_states.shape[1] * per_head * key_states.element_size()
+        if self.store is None:
+            self.store = Dense(key_states, value_states, cols, valid)
+        else:
+            self.store.append(key_states, value_states, cols, valid)
+        self.seen = stream.end
+        return self._handle(key_states), self._handle(value_states)
+
+    def _handle(self, states: Tensor) -> Tensor:
+        handle = torch.Tensor._make_subclass(Handle, states.detach())
+        handle.layer = self  # type: ignore[attr-defined]
+        return handle
+
+    def get_seq_length(self) -> int:
+        """Original columns seen."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The model's mask spans every original column; attention gathers it at the columns held."""
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Unbounded."""
+        return -1
+
+    def evict(self, keep: Tensor) -> None:
+        """Hold only the tokens of ``keep [B, H or 1, n]``."""
+        if self.store is not None:
+            self.store = self.store.keep(keep)
+
+    def trim(self) -> None:
+        """Free what a sliding window can never show again, once it is as much as the window itself."""
+        store = self.store
+        if self.window and store is not None and not self.record_past and store.length > 2 * self.window:
+            self.store = store.keep(store.view().cols > self.seen - self.window)
+
+    def activate_past_recording(self) -> None:
+        """Hold what a later ``crop`` may need."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` columns."""
+        if tokens_to_remove > 0:
+            raise Refused("crop takes a negative count of columns to remove.")
+        if self.store is not None and tokens_to_remove:
+            self.store.crop(-tokens_to_remove)
+            self.seen += tokens_to_remove
+            if "seen" in self.memory:
+                self.memory["seen"] = self.memory["seen"] + tokens_to_remove
+
+    def batch(self, select: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``select`` to the batch axis of the store and of all memory."""
+        if self.store is not None:
+            self.store = self.store.batch(select)
+        self.memory = {name: select(state) for name, state in self.memory.items()}
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        self.batch(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        self.batch(lambda t: t.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        self.batch(lambda t: t[indices])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.store, self.seen, self.memory, self.is_initialized = None, 0, {}, False
+
+    def live(self) -> int:
+        """Bytes of the tokens held."""
+        return self.store.live() if self.store is not None else 0
+
+    def allocated(self) -> int:
+        """Bytes of the storages behind them."""
+        return allocated(self.store.tensors()) if self.store is not None else 0
+
+
+def adopt(cache: Cache, layers: int) -> Link:
+    """Turn every layer of an empty dynamic ``cache`` into ours, or find them; return what they share."""
+    if cache.is_compileable:
+        raise Refused(
+            f"{type(cache).__name__} has a fixed shape and cannot be compressed; use the default dynamic cache."
+        )
+    own = [layer for layer in cache.layers if isinstance(layer, CacheLayer)]
+    link = own[0].link if own else Link()
+    for index in range(layers):
+        if index >= len(cache.layers):
+            cache.layers.append(CacheLayer(index, link))
+        old = cache.layers[index]
+        if isinstance(old, CacheLayer):
+            continue
+        if not isinstance(old, DynamicLayer):
+            raise Refused(f"Layer {index} keeps a {type(old).__name__}, which this method cannot serve.")
+        if old.is_initialized and old.get_seq_length():
+            raise Refused(
+                f"The cache already holds {old.get_seq_length()} tokens that were written without tithe; "
+                "attach the method before the first forward of a conversation."
+            )
+        window = old.sliding_window if isinstance(old, DynamicSlidingWindowLayer) else None
+        cache.layers[index] = CacheLayer(index, link, window)
+    cache.layer_class_to_replicate = None
+    return link

@@ -1,0 +1,138 @@
+"""What the model shows: queries against keys, streamed rows, hidden states; lazy, memoised, read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tithe.errors import Refused
+from tithe.seams.stores.base import View
+from tithe.types import Tower
+
+BLOCK = 256
+
+
+@dataclass
+class LayerEvidence:
+    """One layer in one forward. Probabilities are ``[B, Hkv, G, r, n]`` float32: query heads grouped by key head.
+
+    ``shown`` is ``[B, 1, w, columns]``, the model's own mask of the observed queries by original column; None means
+    causal by column, or everything where ``causal`` is False.
+    """
+
+    view: View
+    scaling: float
+    queries: Tensor | None = None
+    query_cols: Tensor | None = None
+    live: Tensor | None = None
+    shown: Tensor | None = None
+    causal: bool = True
+    softcap: float | None = None
+    hidden: Tensor | None = None
+    side: Callable[[str], Tensor | None] = lambda name: None
+    results: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    _memo: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys held ``[B, Hkv, n, d]``, after RoPE."""
+        return self.view.keys
+
+    @property
+    def values(self) -> Tensor:
+        """Values held ``[B, Hkv, n, d]``."""
+        return self.view.values
+
+    @property
+    def observed(self) -> Tensor:
+        """The observed queries ``[B, Hq, w, d]``."""
+        if self.queries is None:
+            raise Refused("This step reads queries that it did not ask for: add Need('queries', ...) to it.")
+        return self.queries
+
+    def probs(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Attention probabilities of observed queries ``start:stop`` (negative counts from the last)."""
+        count = self.observed.shape[2]
+        start, stop, _ = slice(start, stop).indices(count)
+        if (start, stop) not in self._memo:
+            self._memo[start, stop] = self._softmax(start, stop)
+        return self._memo[start, stop]
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield probabilities of all observed queries in blocks of rows, none of them kept."""
+        for start in range(0, self.observed.shape[2], BLOCK):
+            yield self._softmax(start, min(start + BLOCK, self.observed.shape[2]))
+
+    def _softmax(self, start: int, stop: int) -> Tensor:
+        keys = self.view.keys
+        rows, heads, held, dim = keys.shape
+        query = self.observed[:, :, start:stop]
+        group = query.shape[1] // heads
+        folded = query.reshape(rows, heads, group * (stop - start), dim)
+        logits = (folded @ keys.transpose(2, 3)).float().view(rows, heads, group, stop - start, held) * self.scaling
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        allowed = self.view.valid[:, :, None].expand(-1, -1, stop - start, -1)
+        if self.shown is not None:
+            place = self.view.cols.long()
+            shown = self.shown[:, :, start:stop].expand(-1, place.shape[1], -1, -1)
+            inside = place < shown.shape[-1]
+            place = place.clamp(max=shown.shape[-1] - 1)[:, :, None].expand(-1, -1, stop - start, -1)
+            allowed = allowed & shown.gather(3, place) & inside[:, :, None]
+        elif self.causal and self.query_cols is not None:
+            allowed = allowed & (self.view.cols[:, :, None] <= self.query_cols[:, None, start:stop, None])
+        probs = logits.masked_fill(~allowed[:, :, None], torch.finfo(logits.dtype).min).softmax(-1)
+        probs = probs * allowed[:, :, None]
+        if self.live is not None:
+            probs = probs * self.live[:, None, None, start:stop, None]
+        return probs
+
+
+class Evidence:
+    """All evidence a step may read: ``here`` is the layer of its site, ``at(layer, tower)`` another it asked for."""
+
+    def __init__(
+        self,
+        layers: dict[tuple[Tower, int], LayerEvidence],
+        here: tuple[Tower, int] | None = None,
+        counts: dict[Tower, int] | None = None,
+        to_tokens: Callable[[Tensor], Tensor] | None = None,
+        features: Tensor | None = None,
+    ) -> None:
+        self._layers = layers
+        self._here = here
+        self._counts = counts or {}
+        self._to_tokens = to_tokens
+        self.features = features
+
+    @property
+    def here(self) -> LayerEvidence:
+        """The layer of the step's own site."""
+        if self._here is None:
+            raise Refused("This step stands at no layer; it reads evidence with at(layer, tower).")
+        return self._layers[self._here]
+
+    @property
+    def layer(self) -> int:
+        """The index of the site's layer."""
+        return self._here[1] if self._here is not None else -1
+
+    def at(self, layer: int, tower: Tower = "text") -> LayerEvidence:
+        """Return the evidence of ``layer`` (negative counts from the end)."""
+        index = layer if layer >= 0 else layer + self._counts.get(tower, 0)
+        if (tower, index) not in self._layers:
+            raise Refused(f"Evidence of {tower} layer {layer} was not asked for, or the tower has not run.")
+        return self._layers[tower, index]
+
+    def to_tokens(self, patches: Tensor) -> Tensor:
+        """Turn a score per patch ``[crops, patches]`` into one per image token, ``[1, 1, n]``."""
+        if self._to_tokens is None:
+            raise Refused("The host does not say how patches of the vision tower become image tokens.")
+        return self._to_tokens(patches)[None, None]
+
+    def layers(self, tower: Tower = "text") -> list[LayerEvidence]:
+        """Return the evidence of every layer that was asked for, in order."""
+        return [self._layers[key] for key in sorted(self._layers) if key[0] == tower]

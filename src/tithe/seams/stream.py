@@ -1,0 +1,92 @@
+"""What one forward is about: which original columns its tokens are, and what was found out on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tithe.types import DEAD, Selection, Tower
+
+if TYPE_CHECKING:
+    from tithe.seams.evidence import LayerEvidence
+
+
+@dataclass
+class Stream:
+    """The tokens of one forward of the text tower. Set before layer 0, cut at most once at an input and once at a layer.
+
+    ``cols, valid [B, T]`` name the tokens now flowing; ``past`` and ``end`` count original columns before and after
+    this forward; ``local [B, end]`` maps original columns to columns of the model's own mask after an input cut.
+    """
+
+    cols: Tensor
+    valid: Tensor
+    past: int
+    end: int
+    kind: Tensor | None = None
+    local: Tensor | None = None
+    index: Tensor | None = None
+    cut_layer: int | None = None
+    plan: dict[int, Selection] = field(default_factory=dict)
+    evidence: dict[tuple[Tower, int], LayerEvidence] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """The number of original columns of this forward."""
+        return self.end - self.past
+
+    @property
+    def whole(self) -> bool:
+        """Whether no flowing slot is dead."""
+        return bool(self.valid.all())
+
+    def shorten(self, index: Tensor) -> None:
+        """Go on with the slots ``index [B, k]`` (-1: dead, at the left) of those flowing."""
+        place = index.clamp(min=0)
+        alive = index >= 0
+        self.valid = self.valid.gather(1, place) & alive
+        self.cols = torch.where(alive, self.cols.gather(1, place), DEAD)
+        if self.kind is not None:
+            self.kind = self.kind.gather(1, place)
+
+    def shorten_input(self, index: Tensor) -> None:
+        """Shorten before the model has seen the tokens: its mask will be in local coordinates from here."""
+        rows, device = self.cols.shape[0], self.cols.device
+        self.shorten(index)
+        width = self.past + index.shape[1]
+        local = torch.full((rows, self.end + 1), width, dtype=torch.long, device=device)
+        local[:, : self.past] = torch.arange(self.past, device=device)
+        slots = torch.arange(self.past, width, device=device).expand(rows, -1)
+        local.scatter_(1, self.cols.clamp(max=self.end).long(), slots)
+        local[:, self.end] = width
+        self.local = local
+
+    def cut(self, layer: int, index: Tensor) -> None:
+        """Drop tokens between layers: from ``layer`` on only the slots ``index [B, k]`` flow."""
+        self.shorten(index)
+        self.index = index
+        self.cut_layer = layer
+
+
+def by_column(mask: Tensor, cols: Tensor, stream: Stream) -> Tensor:
+    """Gather the model's own mask ``[B, 1, T, columns]`` at the original ``cols [B, H, n]``: ``[B, H, T, n]``."""
+    place = cols.long()
+    if stream.local is not None:
+        table = stream.local[:, None].expand(-1, cols.shape[1], -1)
+        place = table.gather(2, place.clamp(max=table.shape[-1] - 1))
+    rows, heads, n = cols.shape
+    dead = place >= mask.shape[-1]
+    place = place.clamp(max=mask.shape[-1] - 1)
+    mask = mask.expand(rows, heads, -1, -1)
+    seen = mask.gather(3, place[:, :, None].expand(-1, -1, mask.shape[2], -1))
+    return seen & ~dead[:, :, None]
+
+
+def visible(mask: Tensor | None, cols: Tensor, stream: Stream) -> Tensor:
+    """Return ``[B, H, T, n]``: which held ``cols`` each flowing query may see, by the model's own mask or causality."""
+    if mask is not None:
+        return by_column(mask, cols, stream)
+    return cols[:, :, None, :] <= stream.cols[:, None, :, None]

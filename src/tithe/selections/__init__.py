@@ -1,0 +1,1 @@
+"""Pure selections: from scores, tokens and a budget to what is kept."""

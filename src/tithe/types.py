@@ -1,0 +1,207 @@
+"""The nouns: what tokens are, where a method acts, what it asks for, and what it decides.
+
+Shapes use B rows of the batch, H heads (1 where all heads agree), n tokens held, T queries of this forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float32, Int
+from torch import Tensor
+
+from tithe.errors import ScoreError
+
+if TYPE_CHECKING:
+    from tithe.seams.evidence import Evidence
+
+Point = Literal["input", "encoder", "block", "layer", "attention", "output"]
+Phase = Literal["prefill", "decode"]
+Tower = Literal["text", "image"]
+Saving = Literal["real", "simulated", "none"]
+Fidelity = Literal["oracle", "official", "reproduced", "paper-only", "definition"]
+HostKind = Literal["llm", "vlm", "vit"]
+
+TEXT, IMAGE, PAD = 0, 1, 2
+DEAD = 2**30  # the column written in slots that hold no token
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a selection chooses from: identities only, no activations.
+
+    ``cols`` is the column of each token in the caller's original sequence, ``seen`` the number of live tokens that
+    the model has been given so far, dropped ones included: the base of every ratio.
+    """
+
+    cols: Int[Tensor, "B H n"]
+    valid: Bool[Tensor, "B H n"]
+    seen: Int[Tensor, " B"]
+    kind: Int[Tensor, "B H n"] | None = None
+    grids: tuple[tuple[int, int], ...] | None = None
+
+    def among(self, kind: int | None) -> Tensor:
+        """Return ``[B, H, n]``: the live tokens of ``kind`` (all live ones for None)."""
+        if kind is None or self.kind is None:
+            return self.valid
+        return self.valid & (self.kind == kind)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and when a step acts. ``layer`` is None for every layer, or counts from the end when negative."""
+
+    point: Point
+    phase: Phase = "prefill"
+    tower: Tower = "text"
+    layer: int | tuple[int, ...] | None = None
+
+
+class Reducer(Protocol):
+    """Folds the rows of attention probabilities of one layer as they stream by, so no ``[T, T]`` is ever held.
+
+    ``lasting`` results are kept beside the cache per token and grow with it; others live for one forward.
+    """
+
+    name: str
+    lasting: bool
+
+    def start(self, like: Tensor, shape: tuple[int, int, int, int, int]) -> dict[str, Tensor]:
+        """Make the state for ``shape = (B, Hkv, G, T, n)``; ``like`` gives the device."""
+        ...
+
+    def fold(self, state: dict[str, Tensor], probs: Tensor, rows: RowBlock) -> None:
+        """Take in ``probs [B, Hkv, G, r, m]`` (float32) of query rows ``rows.start:rows.stop``, first m keys."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """The query rows of one streamed block: local range, their columns ``[B, r]``, keys' columns, live queries."""
+
+    start: int
+    stop: int
+    query_cols: Tensor
+    key_cols: Tensor
+    live: Tensor | None
+
+
+@dataclass(frozen=True)
+class Need:
+    """Evidence that a step asks for, bound before any forward: ``layer`` None is the layer of the site itself.
+
+    kind ``queries``: the last ``window`` post-RoPE queries beside the keys and values held. kind ``rows``: a
+    ``reducer`` over all query rows. kind ``hidden``: hidden states entering the layer.
+    """
+
+    kind: Literal["queries", "rows", "hidden"]
+    layer: int | None = None
+    tower: Tower = "text"
+    window: int | None = None
+    reducer: Reducer | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was decided over the tokens presented: every token is kept, merged into another, or dropped.
+
+    ``dest`` holds, for each token, the index (among those presented) of the token it is merged into, -1 for none;
+    ``weight`` what share it brings.
+    """
+
+    keep: Bool[Tensor, "B H n"]
+    cols: Int[Tensor, "B H n"]
+    dest: Int[Tensor, "B H n"] | None = None
+    weight: Float32[Tensor, "B H n"] | None = None
+
+    def counts(self) -> Int[Tensor, "B H"]:
+        """Return how many tokens are kept, per row and head."""
+        return self.keep.sum(-1)
+
+    def index(self) -> Int[Tensor, "B H k"]:
+        """Return the kept places in order, ragged rows padded left with -1."""
+        n = self.keep.shape[-1]
+        widest = int(self.keep.sum(-1).max())
+        place = torch.where(self.keep, torch.arange(n, device=self.keep.device), -1)
+        return place.sort(-1).values[..., n - widest :]
+
+    def hit(self, cols: Int[Tensor, "B H m"]) -> Bool[Tensor, "B H m"]:
+        """Return which of another layer's held ``cols`` are kept by any head here."""
+        alive = self.keep.any(1)
+        mine = self.cols[:, 0].long() if self.cols.shape[1] == 1 else self.cols.amin(1).long()
+        held = cols.long()
+        top = 1 + int(torch.where(held < DEAD, held, 0).max().maximum(torch.where(alive, mine, 0).max()))
+        chosen = torch.zeros(alive.shape[0], top + 1, dtype=torch.bool, device=alive.device)
+        chosen.scatter_(1, torch.where(alive, mine, top), True)
+        chosen[:, top] = False
+        return chosen[:, None].expand(-1, cols.shape[1], -1).gather(2, held.clamp(max=top))
+
+
+ScoreFn = Callable[["Evidence", Tokens], Tensor]
+SelectFn = Callable[[Tensor, Tokens], Selection]
+
+
+class Action(Protocol):
+    """Applies a selection to the state that its site offers; says whether the saving is real or simulated."""
+
+    saving: Saving
+
+    def apply(self, state: Any, selection: Selection) -> None:
+        """Change ``state`` (the facade of the site: a cache layer, a stream, features) by ``selection``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sentence of a method: at a site, from this evidence, score so, select so, act so."""
+
+    site: Site
+    score: ScoreFn | None = None
+    select: SelectFn | None = None
+    action: Action | None = None
+    needs: tuple[Need, ...] = ()
+    per_layer: Callable[[int, int], Step] | None = None
+
+    def at(self, layer: int, layers: int) -> Step:
+        """Return the step as it is at ``layer`` of ``layers`` (budgets may vary by layer)."""
+        return self.per_layer(layer, layers) if self.per_layer is not None else self
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the catalogue knows of a method."""
+
+    slug: str
+    title: str
+    year: int
+    arxiv: str | None
+    code: str | None
+    family: str
+    hosts: tuple[HostKind, ...]
+    fidelity: Fidelity
+    saving: Saving
+    mechanism: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A card, the parameters as given, and the steps they make."""
+
+    card: Card
+    params: dict[str, Any]
+    steps: tuple[Step, ...]
+    tags: frozenset[str] = field(default_factory=frozenset)
+
+
+def checked(score: Tensor, tokens: Tokens, method: str, where: str) -> Tensor:
+    """Return ``score`` as float32, refused if its shape is not ``[B, H or 1, n]`` or a live token's score is NaN."""
+    valid = tokens.valid
+    if score.dim() != 3 or score.shape[0] != valid.shape[0] or score.shape[-1] != valid.shape[-1]:
+        raise ScoreError(f"{method}: score at {where} has shape {tuple(score.shape)}, not [B, H, n] for {tuple(valid.shape)}.")
+    score = score.float()
+    if bool((torch.isnan(score) & valid).any()):
+        raise ScoreError(f"{method}: NaN score at {where}; the model's activations are not finite there.")
+    return score
