@@ -44,7 +44,6 @@ def build_model() -> ViTForImageClassification:
         intermediate_size=256,
         image_size=canvas.SIDE,
         patch_size=canvas.PATCH,
-        num_labels=len(LABELS),
         id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
         initializer_range=0.06,

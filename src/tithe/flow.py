@@ -125,7 +125,11 @@ class Run:
             step.action.apply(state, selection)  # type: ignore[arg-type]
         saving = step.action.saving if step.action else "none"
         site = (step.site.point, step.site.tower, layer, step.site.phase)
-        self.trace.record(name, bound.place, site, tokens, score, selection, saving, item)
+        end = self.stream.end if self.stream is not None else self._columns()
+        self.trace.record(name, bound.place, site, tokens, score, selection, saving, item, end)
+
+    def _columns(self) -> int:
+        return self.cache.get_seq_length() if self.cache is not None else 0
 
     def evidence(self, layer: int | None) -> Evidence:
         """Return what this forward has shown so far, standing at ``layer``."""

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from tithe.types import Phase, Point, Saving, Selection, Tokens, Tower
 
-Level = Literal["counts", "kept", "scores"]
+Level = Literal["counts", "kept", "scores", "history"]
 
 
 @dataclass(frozen=True)
 class Event:
     """The latest firing of one step at one layer. ``fired`` counts all of them; tensors are on the CPU.
 
-    ``kept`` and ``seen`` hold one number a row; ``heads_kept`` a list per row. ``cols`` and ``keep`` are
-    ``[B, H, n]``: the original columns presented, and which were kept.
+    ``end`` counts the original columns seen when it fired. ``kept`` and ``seen`` hold one number a row;
+    ``heads_kept`` a list per row. ``cols`` and ``keep`` are ``[B, H, n]``: the columns presented, and which were kept.
     """
 
     method: str
@@ -29,6 +29,7 @@ class Event:
     layer: int | None
     phase: Phase
     fired: int
+    end: int
     seen: tuple[int, ...]
     kept: tuple[float, ...]
     heads_kept: tuple[tuple[int, ...], ...]
@@ -53,13 +54,17 @@ class Clock:
 
 
 class Trace:
-    """All that reports, pages and benchmarks read. Only the latest event of each step and layer is held."""
+    """All that reports, pages and benchmarks read. Only the latest event of each step and layer is held.
+
+    Level ``history`` holds every event with its tensors: for oracles and debugging, since it grows with each step.
+    """
 
     def __init__(self, level: Level = "counts") -> None:
         self.level = level
         self.flops = 0
         self.flops_full = 0
         self.clocks: dict[str, Clock] = {"prefill": Clock(), "decode": Clock(), "encode": Clock(), "select": Clock()}
+        self.history: list[Event] = []
         self._events: dict[tuple[str, int, int | None, str, int], Event] = {}
 
     @property
@@ -77,14 +82,15 @@ class Trace:
         selection: Selection | None,
         saving: Saving,
         item: int = 0,
+        end: int = 0,
     ) -> None:
         """Note one firing; ``item`` tells apart the images of one forward."""
         point, tower, layer, phase = site
         key = (method, step, layer, phase, item)
         fired = self._events[key].fired + 1 if key in self._events else 1
-        deep = self.level != "counts"
+        deep, deepest = self.level != "counts", self.level in ("scores", "history")
         counts = selection.counts() if selection is not None else tokens.valid.sum(-1)
-        self._events[key] = Event(
+        self._events[key] = event = Event(
             method,
             step,
             point,
@@ -92,6 +98,7 @@ class Trace:
             layer,
             phase,
             fired,
+            end,
             tuple(tokens.seen.tolist()),
             tuple(counts.double().mean(-1).tolist()),
             tuple(tuple(row) for row in counts.tolist()),
@@ -99,8 +106,10 @@ class Trace:
             cols=tokens.cols.detach().to("cpu", copy=True) if deep else None,
             keep=selection.keep.detach().to("cpu", copy=True) if deep and selection is not None else None,
             dest=selection.dest.detach().to("cpu", copy=True) if deep and selection and selection.dest is not None else None,
-            scores=scores.detach().to("cpu", copy=True) if self.level == "scores" and scores is not None else None,
+            scores=scores.detach().to("cpu", copy=True) if deepest and scores is not None else None,
         )
+        if self.level == "history":
+            self.history.append(event)
 
     def clear(self) -> None:
         """Forget events, counts and times."""

@@ -97,5 +97,6 @@ def test_token_choice_matters(model: ViTForImageClassification, pixels: Tensor, 
 
 
 def test_labels_name_quadrant_and_digit(model: ViTForImageClassification) -> None:
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    config: Any = model.config
+    names = [config.id2label[i] for i in range(config.num_labels)]
     assert names[0] == "top-left 0" and names[10] == "top-left empty" and names[-2] == "bottom-right 9"

@@ -85,6 +85,8 @@ class View:
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError(f"layers of {self.method!r}: empty; a view needs at least one")
+        if self.keep is not None and not math.isfinite(self.keep):
+            raise ValueError(f"keep of {self.method!r}: {self.keep} is no budget; None says that there is none")
         _refuse_twins(f"layers of {self.method!r}", (layer.layer for layer in self.layers))
 
 
@@ -119,6 +121,8 @@ class ImageCase:
         if not self.image_png.startswith(_PNG):
             raise ValueError("image_png: these bytes do not start as a PNG file does")
         rows, columns = self.grid
+        if rows < 1 or columns < 1:
+            raise ValueError(f"grid: {self.grid} needs at least one row and one column")
         _check_views(self.views, rows * columns, f"a grid of {rows} x {columns} patches")
 
 
@@ -149,6 +153,8 @@ class Report:
             missing = [name for name in NEEDED if not isinstance(row.get(name), str)]
             if missing:
                 raise ValueError(f"rows[{at}]: {', '.join(missing)} must be given as text")
+            if isinstance(row.get("keep"), str):
+                raise ValueError(f"rows[{at}]['keep']: {row['keep']!r} is text, not a number")
             for name, value in row.items():
                 if not isinstance(value, str | int | float | None):
                     raise ValueError(f"rows[{at}][{name!r}]: {type(value).__name__} is no plain text or number")
@@ -161,7 +167,7 @@ class Report:
             "references": self.references,
             "cards": [card.slug for card in self.cards],
             "cases": [_case(case) for case in self.cases],
-            "columns": (*names, "budget", "share"),
+            "columns": (*names, "keep_label", "keep_share"),
             "rows": [
                 (*(_finite(row.get(name)) for name in names), budget(row.get("keep")), _share(row)) for row in self.rows
             ],
@@ -196,7 +202,9 @@ def _finite(value: Scalar) -> Scalar:
 
 
 def _check_views(views: tuple[View, ...], n: int, what: str) -> None:
-    _refuse_twins("views", ((view.method, view.keep) for view in views))
+    if not views:
+        raise ValueError("views: empty; a case needs at least one")
+    _refuse_twins("views", ((view.method, budget(view.keep)) for view in views))
     for view in views:
         for layer in view.layers:
             if len(layer.kept) != n:

@@ -83,9 +83,12 @@ class ForwardSeam:
             before = first.memory.get("seen", torch.zeros(rows, dtype=torch.long, device=flowing.device))
             first.memory["seen"] = before + valid.sum(-1)
             run.seen = first.memory["seen"]
-            _shift(kwargs, first.memory.get("shift"), past, width)
+            shift = first.memory.get("shift")
         else:
-            run.seen = valid.sum(-1)
+            run.seen, shift = valid.sum(-1), None
+        if run.host.positions is None:
+            _write_positions(kwargs, past, width)
+        _shift(kwargs, shift, past, width)
         self._watch = Stopwatch(run.trace.clocks[run.phase])
         self._watch.start()
         if run.phase == "prefill":
@@ -150,6 +153,14 @@ def _kind(ids: Tensor | None, valid: Tensor, image_token: int | None) -> Tensor:
     if ids is not None and image_token is not None:
         kind = torch.where(ids == image_token, IMAGE, kind)
     return kind
+
+
+def _write_positions(kwargs: dict[str, Any], past: int, width: int) -> None:
+    """Write the positions that ``generate`` would: a model left alone counts padding, and a later turn would not."""
+    mask = kwargs.get("attention_mask")
+    if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2:
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        kwargs["position_ids"] = positions[:, past : past + width]
 
 
 def _shift(kwargs: dict[str, Any], shift: Tensor | None, past: int, width: int) -> None:

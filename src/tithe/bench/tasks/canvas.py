@@ -1,8 +1,8 @@
 """Canvases of handwritten digits, for the classifier and the vision-language model of the zoo.
 
 A canvas is 48 x 48 pixels, 12 x 12 patches of 4. Two to four real 8 x 8 digits, each on exactly 2 x 2 patches
-of a quadrant of its own and in a colour of its own, lie among noise and grey fragments of other digits. All is
-a pure function of a seed; the train and test splits share no digit image (writers are not told apart).
+of a quadrant of its own and in a colour of its own, lie among noise and grey pieces of other digits. All is a
+pure function of a seed; the train and test splits share no digit image (writers are not told apart).
 
 Digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository
 (1998), doi:10.24432/C50P49, CC BY 4.0: the 1,797 images that scikit-learn ships, 17 grey levels.

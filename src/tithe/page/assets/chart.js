@@ -10,7 +10,7 @@ const SHAPES = [
   "M0 4.8l4.5-7.8h-9z",
 ];
 const MEASURES = [
-  { key: "share", label: "budget asked for", axis: "Budget asked for, of all tokens", of: (row) => row.share },
+  { key: "share", label: "budget asked for", axis: "Budget asked for, of all tokens", of: (row) => row.keep_share },
   { key: "tokens", label: "tokens kept", axis: "Tokens kept, of all tokens", of: (row) => ratio(row.kept_tokens, row.total_tokens) },
   { key: "live", label: "KV bytes, live", axis: "Live KV bytes, of the untouched model's", of: (row) => ratio(row.kv_bytes, row.kv_bytes_full) },
   { key: "allocated", label: "KV bytes, allocated", axis: "Allocated KV bytes, of the untouched model's", of: (row) => ratio(row.kv_allocated, row.kv_bytes_full) },
@@ -24,14 +24,14 @@ const groupName = (row) => [row.model, row.task, row.question ? `question ${row.
 function point(rows, measure) {
   const ys = rows.map((row) => row.quality);
   const seeds = rows.length;
-  return { budget: rows[0].budget, keep: rows[0].share, x: mean(rows.map(measure.of)), y: mean(ys), low: Math.min(...ys), high: Math.max(...ys), seeds, simulated: rows.some((row) => row.saving === "simulated") };
+  return { budget: rows[0].keep_label, keep: rows[0].keep_share, x: mean(rows.map(measure.of)), y: mean(ys), low: Math.min(...ys), high: Math.max(...ys), seeds, simulated: rows.some((row) => row.saving === "simulated") };
 }
 
 /** One line for each method: its points by budget, each the mean of the rows that share the budget. */
 function seriesOf(rows, measure, styles) {
   return distinct(rows.map((row) => row.method)).map((method) => {
     const own = rows.filter((row) => row.method === method);
-    const points = distinct(own.map((row) => row.budget)).map((budget) => point(own.filter((row) => row.budget === budget), measure));
+    const points = distinct(own.map((row) => row.keep_label)).map((budget) => point(own.filter((row) => row.keep_label === budget), measure));
     return { method, points: points.sort((a, b) => a.x - b.x), style: styles.get(method) };
   });
 }
@@ -117,7 +117,7 @@ function legend(root, series, budget, hidden, toggle, focus) {
   const item = (one) => {
     const p = valueAt(one);
     const title = p && p.seeds > 1 ? `mean of ${p.seeds} rows, ${number(p.low)} to ${number(p.high)}` : null;
-    const props = { type: "button", "aria-pressed": String(!hidden.has(one.method)), title, onclick: () => toggle(one.method) };
+    const props = { type: "button", "data-method": one.method, "aria-pressed": String(!hidden.has(one.method)), title, onclick: () => toggle(one.method) };
     const light = { onpointerenter: () => focus(one.method), onpointerleave: () => focus(null), onfocus: () => focus(one.method), onblur: () => focus(null) };
     return el("li", {}, el("button", { ...props, ...light }, swatch(one), el("span", {}, one.method), el("b", {}, p ? number(p.y) : DASH)));
   };
@@ -140,7 +140,7 @@ function chart(root, allRows, references) {
   function toggle(method) {
     if (!hidden.delete(method)) hidden.add(method);
     draw();
-    [...legendRoot.querySelectorAll("button")].find((button) => button.textContent.includes(method))?.focus();
+    [...legendRoot.querySelectorAll("button")].find((button) => button.dataset.method === method)?.focus();
   }
 
   function draw() {

@@ -1,5 +1,6 @@
 const DASH = "–";
-const SVG = "http://www.w3.org/2000/svg";
+// Read off the page, so that no address stands in this file.
+const SVG = document.querySelector("svg").namespaceURI;
 const data = JSON.parse(document.getElementById("data").textContent);
 const slugs = new Set(data.cards);
 
@@ -23,15 +24,15 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.
 const isNumber = (value) => typeof value === "number";
 
 const count = (value) => (isNumber(value) ? value.toLocaleString("en", { maximumFractionDigits: 1 }) : DASH);
-const short = (value, digits = 3) => String(Number(value.toPrecision(digits)));
+const short = (value, digits = 3) => String(Number(value.toPrecision(digits))).replace("-", "−");
 const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(value > 0 && value < 0.01 ? 2 : 1)} %` : DASH);
 const ratio = (part, whole) => (isNumber(part) && isNumber(whole) && whole !== 0 ? part / whole : null);
 
 function number(value) {
   if (!isNumber(value)) return DASH;
   const size = Math.abs(value);
-  if (Number.isInteger(value)) return value.toLocaleString("en");
-  return size < 0.001 || size >= 1e5 ? value.toPrecision(3) : value.toFixed(size < 100 ? 3 : 1);
+  const tiny = size > 0 && size < 0.001;
+  return (tiny || size >= 1e5 ? value.toPrecision(3) : value.toFixed(size < 100 ? 3 : 1)).replace("-", "−");
 }
 
 const scaled = (base, units) => (value) => {

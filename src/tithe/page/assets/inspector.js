@@ -27,9 +27,9 @@ function settle(cases, wish) {
   const method = methods.includes(wish.method) ? wish.method : methods[0];
   const offered = viewsOf(views, method);
   const view = nearest(offered, wish.budget, wish.keep);
-  const keys = view ? layerKeys(view) : [ALL];
+  const keys = layerKeys(view);
   const layer = keys.includes(wish.layer) ? wish.layer : keys[0];
-  return { case: index, method, offered, view, budget: view?.budget, keep: view?.keep, keys, layer };
+  return { case: index, method, offered, view, budget: view.budget, keep: view.keep, keys, layer };
 }
 
 const shownLayer = (view, key, n) =>
@@ -134,7 +134,6 @@ function inspector(root, cases, painter, remember) {
       active = null;
       nodes = painter.build(one, part);
     }
-    if (!state.view) return part("status").replaceChildren("No method has been tried on this case.");
     const n = painter.size(one);
     shown = shownLayer(state.view, state.layer, n);
     controls();

@@ -11,7 +11,7 @@ const over = (key, label, part, whole, meaning, unit) => ({
 
 const COLUMNS = [
   plain("method", "Method", { show: methodName, facet: true, pinned: true }),
-  plain("keep", "Budget", { value: (row) => row.share, show: (_, row) => row.budget, pinned: true }),
+  plain("keep", "Budget", { value: (row) => row.keep_share, show: (_, row) => row.keep_label, pinned: true }),
   plain("saving", "Saving", { show: savingTag, facet: true, pinned: true, meaning: "Whether the saving was real or is simulated" }),
   plain("quality", "Quality", { show: number, pinned: true }),
   plain("quality_full", "Untouched", { show: number, meaning: "Quality of the untouched model on the same cases" }),
@@ -29,7 +29,7 @@ const COLUMNS = [
   plain("n", "n", { show: count, meaning: "Number of cases" }),
   plain("seed", "Seed", { show: count }),
 ];
-const SHOWN = new Set([...COLUMNS.map((column) => column.key), "kv_bytes", "kv_allocated", "flops_full", "kept_tokens", "total_tokens", "budget", "share"]);
+const SHOWN = new Set([...COLUMNS.map((column) => column.key), "kv_bytes", "kv_allocated", "flops_full", "kept_tokens", "total_tokens", "keep_label", "keep_share"]);
 
 function change(row) {
   return isNumber(row.quality) && isNumber(row.quality_full) ? row.quality - row.quality_full : null;
@@ -42,7 +42,7 @@ function signed(value) {
 const cellText = (column, row) => {
   const value = column.value(row);
   if (column.show) return column.show(value, row);
-  return value === null ? DASH : isNumber(value) ? number(value) : String(value);
+  return value === null ? DASH : isNumber(value) ? (Number.isInteger(value) ? count : number)(value) : String(value);
 };
 
 function compare(a, b) {
@@ -106,14 +106,14 @@ function table(root, rows) {
     const matching = rows.filter((row) => facets.every((facet) => facet.allows(row)) && wanted.every((word) => texts.get(row).includes(word)));
     const ordered = order.column ? sorted(matching, order.column, order.direction) : matching;
     root.querySelector("tbody").replaceChildren(...ordered.map((row) => el("tr", {}, columnsShown.map((column) => cell(column, row)))));
-    root.querySelector("#count").replaceChildren(matching.length === rows.length ? `${count(rows.length)} rows` : `${count(matching.length)} of ${count(rows.length)} rows`);
+    root.querySelector("#count").replaceChildren(matching.length === rows.length ? `${count(rows.length)} rows.` : `${count(matching.length)} of ${count(rows.length)} rows.`);
   }
 
   const notes = [
-    constant.length ? el("span", {}, "The same in every row: ", constant.flatMap((column, at) => [at ? ", " : "", `${column.label.toLowerCase()} `, el("b", {}, cellText(column, rows[0]))]), ".") : null,
-    unmeasured.length ? el("span", {}, ` Not measured: ${unmeasured.map((column) => column.label.toLowerCase()).join(", ")}.`) : null,
+    constant.length ? el("span", {}, "The same in every row: ", constant.flatMap((column, at) => [at ? ", " : "", `${column.label} `, el("b", {}, cellText(column, rows[0]))]), ".") : null,
+    unmeasured.length ? el("span", {}, ` Not measured: ${unmeasured.map((column) => column.label).join(", ")}.`) : null,
   ].filter(Boolean);
-  root.querySelector("caption").replaceChildren(...notes);
+  root.querySelector("#same").replaceChildren(...notes);
   root.querySelector("thead").replaceChildren(el("tr", {}, heads));
   filters.addEventListener("input", draw);
   filters.addEventListener("submit", (event) => event.preventDefault());
