@@ -160,7 +160,7 @@ class Report:
                     raise ValueError(f"rows[{at}][{name!r}]: {type(value).__name__} is no plain text or number")
 
     def to_json(self) -> str:
-        """The data of the page as ASCII JSON without `<`, `>` or `&`, so that no text in it can end a script."""
+        """The data of the page as JSON without `<`, `>`, `&` or a line separator: no text in it can end a script."""
         extra = sorted({name for row in self.rows for name in row} - set(COLUMNS))
         names = (*COLUMNS, *extra)
         page = {
@@ -172,7 +172,7 @@ class Report:
                 (*(_finite(row.get(name)) for name in names), budget(row.get("keep")), _share(row)) for row in self.rows
             ],
         }
-        return json.dumps(page, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
+        return json.dumps(page, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
 
 
 def budget(keep: Scalar) -> str:

@@ -27,7 +27,7 @@ def render(report: Report) -> str:
         " base-uri 'none'; form-action 'none'"
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("report.html.j2")).render(
+    page = environment.from_string(_asset("report.html.j2")).render(
         report=report,
         texts=[case for case in report.cases if isinstance(case, TextCase)],
         images=[case for case in report.cases if isinstance(case, ImageCase)],
@@ -40,13 +40,14 @@ def render(report: Report) -> str:
         script=Markup(script),
         data=Markup(report.to_json()),
     )
+    # Half a surrogate pair, as a cut byte sequence may leave it, has no UTF-8 form: it becomes U+FFFD.
+    return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def write(report: Report, path: str | os.PathLike[str]) -> Path:
     """Writes the page and returns where it stands. A reader sees the old file or the new one, never a part."""
     target = Path(path)
-    # A lone surrogate, which UTF-8 cannot hold, becomes a reference that browsers show as U+FFFD.
-    page = render(report).encode("utf-8", "xmlcharrefreplace")
+    page = render(report).encode("utf-8")
     part = target.with_name(f".{target.name}.{token_hex(4)}")
     try:
         part.write_bytes(page)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from tithe.page import CardRow, ImageCase, LayerView, Report, TextCase, View
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    "{{7*7}}",
+    "{% raw %}",
+    "one\u2028two\u2029three",
+    "\u202eright to left",
+    "<!--",
+    "]]>",
+    "&lt;b&gt;",
+    "'\"`${1}",
+    " 日本語 שלום",
+    "\ud800",
+    "\x1b[31m",
+    "",
+    "\n",
+    "\t  ",
+)
+
+
+class Page(HTMLParser):
+    """What a page holds once parsed: its tags with attributes, and the text inside each kind of element."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.inside: list[tuple[str, dict[str, str], str]] = []
+        self._open: list[tuple[str, dict[str, str], list[str]]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = {name: value or "" for name, value in attrs}
+        self.tags.append((tag, named))
+        if tag in {"title", "h1", "h3", "script", "style", "a", "span", "dd", "p"}:
+            self._open.append((tag, named, []))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._open and self._open[-1][0] == tag:
+            name, attrs, parts = self._open.pop()
+            self.inside.append((name, attrs, "".join(parts)))
+            if self._open:
+                self._open[-1][2].extend(parts)
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self._open[-1][2].append(data)
+
+    def texts(self, tag: str) -> list[str]:
+        return [text for name, _, text in self.inside if name == tag]
+
+    @property
+    def scripts(self) -> list[str]:
+        return [text for name, attrs, text in self.inside if name == "script" and "type" not in attrs]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        (found,) = [text for name, attrs, text in self.inside if name == "script" and attrs.get("id") == "data"]
+        return json.loads(found)
+
+
+@pytest.fixture
+def read_page() -> Callable[[str], Page]:
+    return Page
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    pixels = b"".join(b"\0" + bytes(3 * width) for _ in range(height))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def layer(at: int | None, n: int, scored: bool = True) -> LayerView:
+    scores = tuple(math.nan if token % 5 == 4 else float((7 * token) % n) for token in range(n))
+    return LayerView(at, scores if scored else None, tuple((token % 4) / 3 for token in range(n)))
+
+
+def views(n: int, answer: str = "amber") -> tuple[View, ...]:
+    first = (layer(0, n), layer(1, n, scored=False))
+    return (
+        View("snapkv", 0.25, answer, True, first),
+        View("snapkv", 64, answer, False, (LayerView(3, None, tuple(float(token % 2) for token in range(n))),)),
+        View("snapkv+kivi", None, answer, None, (layer(None, n), layer(2, n))),
+    )
+
+
+def row(**changed: object) -> dict[str, Any]:
+    return {
+        "model": "zoo/llm", "task": "recall", "method": "snapkv", "keep": 0.25, "quality": 0.9,
+        "quality_full": 0.98, "kept_tokens": 128, "total_tokens": 512, "kv_bytes": 1024, "kv_allocated": 1536,
+        "kv_bytes_full": 4096, "flops": 10, "flops_full": 20, "prefill_ratio": 1.05, "decode_ratio": None,
+        "saving": "real", "n": 100, "seed": 0, "question": "after", **changed,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def card() -> CardRow:
+    return CardRow("snapkv", "SnapKV", 2024, "2404.14469", "The last queries vote.", "official", "real", "context",
+                   "FasterDecoding/SnapKV")  # fmt: skip
+
+
+@pytest.fixture
+def report(card: CardRow) -> Report:
+    """Every kind of content, and in every text something that would do harm if it were not escaped."""
+    nasty = CardRow(HOSTILE[1], HOSTILE[0], None, None, HOSTILE[2], "paper-only", HOSTILE[8])
+    text = TextCase(HOSTILE[0], HOSTILE, *HOSTILE[1:4], views(len(HOSTILE), HOSTILE[0]))
+    image = ImageCase("zoo/vlm", png(12, 8), (2, 3), HOSTILE[0], "7", "1", views(6))
+    rows = (
+        row(),
+        row(method="kivi", saving="simulated", keep=None, quality=0.8),
+        row(method=HOSTILE[0], seed=1, quality=math.nan, saving=None, question=None),
+        row(method="random", seed=2, quality=0.1, decode_ratio=0.5, question="inside"),
+    )
+    return Report("".join(HOSTILE), HOSTILE[1], "0.1.0", (card, nasty), (text, image), rows)
+
+
+@pytest.fixture
+def make_row() -> Callable[..., dict[str, Any]]:
+    return row

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tithe.page import ImageCase, Report, TextCase, write
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the page's scripts were not run"),
+]
+
+
+class Drawn(HTMLParser):
+    """The page as its scripts left it: units (tokens and patches), named fields, rows of the table, state."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.spans: list[tuple[dict[str, str], list[str]]] = []
+        self.rects: list[dict[str, str]] = []
+        self.fields: dict[str, list[str]] = {}
+        self.root: dict[str, str] = {}
+        self.scripts = self.body_rows = 0
+        self._path: list[str] = []
+        self._section = ""
+        self._in_unit = False
+        self._field: tuple[str, int] | None = None
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = {name: value or "" for name, value in attrs}
+        if tag == "html":
+            self.root = named
+        if tag == "section":
+            self._section = named["id"]
+        self.scripts += tag == "script"
+        self.body_rows += tag == "tr" and self._section == "results" and "tbody" in self._path
+        if "data-unit" in named:
+            if tag == "span":
+                self.spans.append((named, []))
+                self._in_unit = True
+            else:
+                self.rects.append(named)
+        if tag not in {"meta", "link", "input", "img", "br"}:
+            self._path.append(tag)
+        name = named.get("data-fill") or named.get("id")
+        if name and self._field is None and tag in {"p", "dd", "span", "title"}:
+            self._field = (f"{self._section}.{name}", len(self._path))
+            self.fields[self._field[0]] = []
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._field and len(self._path) == self._field[1]:
+            self._field = None
+        self._path.pop()
+        self._in_unit = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_unit:
+            self.spans[-1][1].append(data)
+        if self._field:
+            self.fields[self._field[0]].append(data)
+
+    def text(self, name: str) -> str:
+        return "".join(self.fields[name])
+
+
+@pytest.fixture
+def draw(report: Report, tmp_path: Path) -> Callable[[str], Drawn]:
+    target = write(report, tmp_path / "tithe-report.html")
+
+    def run(address: str) -> Drawn:
+        assert CHROMIUM is not None
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        command = [CHROMIUM, *QUIET, profile, "--dump-dom", f"{target.as_uri()}#{address}"]
+        done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+        return Drawn(done.stdout.decode("utf-8"))
+
+    return run
+
+
+def test_the_scripts_draw_what_the_report_holds(report: Report, draw: Callable[[str], Drawn]) -> None:
+    page = draw("text.method=snapkv&text.budget=25 %&text.layer=0&picture.budget=25 %&picture.layer=1")
+    assert page.root["data-ready"] == "true"
+    assert page.scripts == 3
+    text, image = report.cases
+    assert isinstance(text, TextCase)
+    assert isinstance(image, ImageCase)
+
+    (scored, _) = text.views[0].layers
+    tokens = page.spans[: len(text.tokens)]
+    assert ["".join(parts) for _, parts in tokens] == [token.replace("\ud800", "\ufffd") for token in text.tokens]
+    classes = [attrs.get("class", "").split() for attrs, _ in tokens]
+    assert ["dropped" in names for names in classes] == [share == 0 for share in scored.kept]
+    assert ["partly" in names for names in classes] == [0 < share < 1 for share in scored.kept]
+    shades = [float(attrs["style"].split("--shade:")[1].strip(" ;")) for attrs, _ in tokens]
+    assert scored.scores is not None
+    known = [(score, shade) for score, shade in zip(scored.scores, shades, strict=True) if not math.isnan(score)]
+    assert [shade for _, shade in sorted(known)] == sorted(shade for _, shade in known)
+    assert all(shade == 0 for score, shade in zip(scored.scores, shades, strict=True) if math.isnan(score))
+
+    assert page.text("text.answer") == text.views[0].answer
+    assert page.text("text.verdict") == "✓ right"
+    kept = f"{sum(scored.kept):.0f} of {len(text.tokens)} tokens at layer 0"
+    assert page.text("text.status").startswith(f"snapkv at 25 % keeps {kept}")
+    assert page.text("text.missing") == ""
+    assert page.text("picture.missing").startswith("This method has no scores at layer 1")
+    clear = [1 - float(attrs["fill-opacity"]) / 0.88 for attrs in page.rects[:6]]
+    assert clear == pytest.approx(image.views[0].layers[1].kept, abs=0.01)
+    assert page.body_rows == len(report.rows)
+    assert page.text("results.count") == f"{len(report.rows)} rows."
+
+
+def test_a_link_opens_another_view(report: Report, draw: Callable[[str], Drawn]) -> None:
+    page = draw("text.method=snapkv%2Bkivi&text.budget=no+budget&text.layer=all")
+    text = report.cases[0]
+    before, inside = (layer.kept for layer in text.views[2].layers)
+    share = [first * second for first, second in zip(before, inside, strict=True)]
+    total = f"{sum(share):.1f}".removesuffix(".0")
+    kept = f"{total} of {len(share)} tokens on average over all layers"
+    assert page.text("text.status").startswith(f"snapkv+kivi at no budget keeps {kept}")
+    assert page.text("text.verdict") == "· not judged"
+    dropped = ["dropped" in attrs.get("class", "").split() for attrs, _ in page.spans[: len(share)]]
+    assert dropped == [kept == 0 for kept in share]

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+
+from tithe.page import CardRow, ImageCase, LayerView, Report, TextCase, View
+from tithe.page.data import COLUMNS, budget
+
+
+def one_view(n: int, **changed: Any) -> View:
+    return replace(View("snapkv", 0.5, "a", True, (LayerView(0, None, (1.0,) * n),)), **changed)
+
+
+def test_json_says_the_same_as_the_report(report: Report) -> None:
+    page = json.loads(report.to_json())
+    text, image = page["cases"]
+    assert tuple(text["tokens"]) == report.cases[0].tokens  # type: ignore[union-attr]
+    assert [case["kind"] for case in page["cases"]] == ["text", "image"]
+    assert image["grid"] == [2, 3]
+    assert [view["budget"] for view in text["views"]] == ["25 %", "64 tokens", "no budget"]
+    assert [view["right"] for view in text["views"]] == [True, False, None]
+    assert [layer["layer"] for layer in text["views"][2]["layers"]] == [None, 2]
+    assert text["views"][0]["layers"][1]["scores"] is None
+    assert page["cards"] == [card.slug for card in report.cards]
+    rows = [dict(zip(page["columns"], values, strict=True)) for values in page["rows"]]
+    assert [row["method"] for row in rows] == [row["method"] for row in report.rows]
+    assert rows[0]["decode_ratio"] is None
+    assert rows[2]["quality"] is None
+    assert [row["keep_share"] for row in rows] == [0.25, None, 0.25, 0.25]
+
+
+def test_json_holds_nothing_that_html_or_an_old_script_would_read(report: Report) -> None:
+    packed = report.to_json()
+    assert not set("<>&\u2028\u2029\n\0") & set(packed)
+
+
+@pytest.mark.parametrize(
+    ("keep", "words"),
+    [(0.125, "12.5 %"), (1.0, "100 %"), (1, "1 token"), (2048.0, "2,048 tokens"), (None, "no budget")],
+)
+def test_a_budget_reads_as_a_share_or_as_a_count(keep: float | None, words: str) -> None:
+    assert budget(keep) == words
+
+
+def test_further_columns_are_kept_and_missing_ones_are_unknown(make_row: Callable[..., dict[str, Any]]) -> None:
+    bare = {"model": "m", "task": "t", "method": "x"}
+    page = json.loads(Report("t", "c", "v", rows=(make_row(accepted=2.5, keep=64), bare)).to_json())
+    first, second = (dict(zip(page["columns"], values, strict=True)) for values in page["rows"])
+    assert first["accepted"] == 2.5
+    assert first["keep_share"] == 64 / 512
+    assert all(second[name] is None for name in COLUMNS if name not in bare)
+    assert second["keep_label"] == "no budget"
+
+
+def test_records_are_frozen(report: Report) -> None:
+    with pytest.raises(FrozenInstanceError):
+        report.title = "other"  # type: ignore[misc]
+
+
+def test_what_cannot_be_drawn_is_refused_by_name(card: CardRow) -> None:
+    with pytest.raises(ValueError, match="arxiv of 'snapkv'"):
+        replace(card, arxiv="javascript:alert(1)")
+    with pytest.raises(ValueError, match="repository of 'snapkv'"):
+        replace(card, repository="https://example.org/a/b")
+    with pytest.raises(ValueError, match="cards: 'snapkv' is there twice"):
+        Report("t", "c", "v", cards=(card, card))
+    with pytest.raises(ValueError, match="scores of layer 2: 1 given for 2"):
+        LayerView(2, (1.0,), (1.0, 0.0))
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="kept of layer None"):
+            LayerView(None, None, (share,))
+    with pytest.raises(ValueError, match="layers of 'snapkv': empty"):
+        View("snapkv", 0.5, "a", None, ())
+    with pytest.raises(ValueError, match="keep of 'snapkv'"):
+        one_view(1, keep=math.nan)
+    with pytest.raises(ValueError, match="3 given for 2 tokens"):
+        TextCase("m", ("a", "b"), "q", "e", "u", (one_view(3),))
+    with pytest.raises(ValueError, match="is there twice"):
+        TextCase("m", ("a",), "q", "e", "u", (one_view(1), one_view(1, answer="b")))
+    with pytest.raises(ValueError, match="views: empty"):
+        TextCase("m", ("a",), "q", "e", "u", ())
+    with pytest.raises(ValueError, match="image_png"):
+        ImageCase("m", b"GIF89a", (1, 1), "q", "e", "u", (one_view(1),))
+    with pytest.raises(ValueError, match="grid"):
+        ImageCase("m", b"\x89PNG\r\n\x1a\n", (0, 1), "q", "e", "u", (one_view(1),))
+
+
+def test_rows_that_are_no_plain_data_are_refused_by_place(make_row: Callable[..., dict[str, Any]]) -> None:
+    def report_of(row: dict[str, Any]) -> Report:
+        return Report("t", "c", "v", rows=(make_row(), row))
+
+    with pytest.raises(ValueError, match=r"rows\[1\]: task must be given"):
+        report_of(make_row(task=None))
+    with pytest.raises(ValueError, match=r"rows\[1\]\['quality'\]: list is no plain"):
+        report_of(make_row(quality=[0.5]))
+    with pytest.raises(ValueError, match=r"rows\[1\]\['keep'\]"):
+        report_of(make_row(keep="0.5"))
