@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
 import tithe
+import tithe.catalogue
 from tithe.seams.cache import adopt
 from tithe.seams.stores import Dense
 

@@ -1,19 +1,20 @@
 """Print what token choice is worth on the shipped vision models: `python training/check_vision.py`.
 
-Accuracy on test canvases after keeping some of the 144 patches: in `zoo:vlm` between tower and language
-model, in `zoo:vit` after its first block. Positions stay the original ones.
+Accuracy on test canvases after keeping some of the 144 patches: in `zoo:vlm` between tower and language model
+or inside the language model, in `zoo:vit` after its first block. Positions stay the original ones.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
@@ -46,56 +47,134 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index if x.dim() == 2 else index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def language_accuracy(cases: int, kind: canvas.Kind | None) -> dict[str, list[float]]:
-    """Accuracy of `zoo:vlm` by choice of patches, one figure for each of `KEPT`."""
-    processor = AutoProcessor.from_pretrained(ZOO / "vlm")
-    model = LlavaForConditionalGeneration.from_pretrained(
-        ZOO / "vlm", dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    image_id, hits = model.config.image_token_id, dict[str, list[Tensor]]()
+class Prompts(NamedTuple):
+    """A left-padded batch of questions, made ready for the language model, and what its tower showed."""
+
+    answers: Tensor
+    embedded: Tensor
+    alive: Tensor
+    positions: Tensor
+    image: Tensor
+    features: Tensor
+    attentions: tuple[Tensor, ...]
+    digits: Tensor
+    relevant: Tensor
+
+
+def language_model() -> tuple[Any, Any]:
+    """`zoo:vlm` and its processor."""
+    folder = ZOO / "vlm"
+    model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def prompts(model: Any, processor: Any, seeds: range, kind: canvas.Kind | None) -> Prompts:
+    """Run the tower on the test cases of these seeds and embed their questions."""
+    cases = [canvas.vqa_case(seed, "test", kind) for seed in seeds]
+    inputs = processor(
+        images=[Image.fromarray(case.image) for case in cases],
+        text=[f"<image> {case.question}" for case in cases],
+        padding=True,
+        return_tensors="pt",
+    )
+    answers = processor.tokenizer.convert_tokens_to_ids([case.answer for case in cases])
+    seen = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
+    features = model.model.multi_modal_projector(seen.hidden_states[-2][:, 1:])
+    image = inputs["input_ids"] == model.config.image_token_id
+    embedded = model.get_input_embeddings()(inputs["input_ids"])
+    embedded[image] = features.flatten(0, 1)
+    alive = inputs["attention_mask"]
+    positions = (alive.cumsum(-1) - 1).clamp(min=0)
+    masks = stack([case.digits for case in cases]), stack([case.relevant for case in cases])
+    return Prompts(
+        torch.tensor(answers), embedded, alive, positions, image, features, seen.attentions, *masks
+    )
+
+
+def before_language(cases: int, kind: canvas.Kind | None) -> dict[str, list[float]]:
+    """Accuracy of `zoo:vlm` when patches are dropped between tower and language model, for each of `KEPT`."""
+    model, processor = language_model()
+    hits = dict[str, list[Tensor]]()
     for seeds in batches(cases):
-        batch = [canvas.vqa_case(seed, "test", kind) for seed in seeds]
-        inputs = processor(
-            images=[Image.fromarray(case.image) for case in batch],
-            text=[f"<image> {case.question}" for case in batch],
-            padding=True,
-            return_tensors="pt",
-        )
-        answers = torch.tensor(processor.tokenizer.convert_tokens_to_ids([case.answer for case in batch]))
-        seen = model.model.vision_tower(
-            inputs["pixel_values"], output_hidden_states=True, output_attentions=True
-        )
-        features = model.model.multi_modal_projector(seen.hidden_states[-2][:, 1:])
-        ids, alive = inputs["input_ids"], inputs["attention_mask"]
-        image = ids == image_id
-        embedded = model.get_input_embeddings()(ids)
-        embedded[image] = features.flatten(0, 1)
-        positions = (alive.cumsum(-1) - 1).clamp(min=0)
-        noise = torch.rand(len(batch), PATCHES)
+        asked = prompts(model, processor, seeds, kind)
+        noise = torch.rand(asked.digits.shape)
         scores = {
             "random": noise,
-            "uniform": uniform(len(batch)),
-            "CLS attention, layer -2": seen.attentions[-2][:, :, 0, 1:].mean(1),
-            "CLS attention, last layer": seen.attentions[-1][:, :, 0, 1:].mean(1),
-            "received attention, layer -2": seen.attentions[-2][:, :, 1:, 1:].mean((1, 2)),
-            "feature norm": features.norm(dim=-1),
-            "oracle: any digit": noise + 10 * stack([case.digits for case in batch]),
-            "oracle: the digits asked about": noise + 10 * stack([case.relevant for case in batch]),
+            "uniform": uniform(len(noise)),
+            "CLS attention, layer -2": asked.attentions[-2][:, :, 0, 1:].mean(1),
+            "CLS attention, last layer": asked.attentions[-1][:, :, 0, 1:].mean(1),
+            "received attention, layer -2": asked.attentions[-2][:, :, 1:, 1:].mean((1, 2)),
+            "feature norm": asked.features.norm(dim=-1),
+            "oracle: any digit": noise + 10 * asked.digits,
+            "oracle: the digits asked about": noise + 10 * asked.relevant,
         }
         for name, score in scores.items():
             for kept in KEPT:
-                keep = ~image
-                keep[image] = torch.zeros_like(score).scatter(1, chosen(score, kept), 1).flatten().bool()
-                columns = keep.nonzero()[:, 1].view(len(batch), -1)
+                columns = surviving(asked.image, score, kept).nonzero()[:, 1].view(len(noise), -1)
                 out = model.model.language_model(
-                    inputs_embeds=gather(embedded, columns),
-                    attention_mask=gather(alive, columns),
-                    position_ids=gather(positions, columns),
+                    inputs_embeds=gather(asked.embedded, columns),
+                    attention_mask=gather(asked.alive, columns),
+                    position_ids=gather(asked.positions, columns),
                     use_cache=False,
                 ).last_hidden_state
-                told = model.lm_head(out[:, -1]).argmax(-1)
-                hits.setdefault(f"{name}|{kept}", []).append(told == answers)
+                hits.setdefault(f"{name}|{kept}", []).append(told(model, out) == asked.answers)
     return table(hits)
+
+
+def inside_language(cases: int, kind: canvas.Kind | None, layer: int) -> dict[str, list[float]]:
+    """Accuracy of `zoo:vlm` when dropped patches are hidden from the layers after the first `layer`."""
+    model, processor = language_model()
+    language = model.model.language_model
+    hits = dict[str, list[Tensor]]()
+    for seeds in batches(cases):
+        asked = prompts(model, processor, seeds, kind)
+        noise = torch.rand(asked.digits.shape)
+
+        def forward(survivors: Tensor | None, asked: Prompts = asked) -> Any:
+            def hide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+                mask = kwargs["attention_mask"]
+                if survivors is not None:
+                    mask = mask.masked_fill(~survivors[:, None, None], torch.finfo(mask.dtype).min)
+                return args, {**kwargs, "attention_mask": mask}
+
+            later = language.layers[layer:]
+            hooks = [block.register_forward_pre_hook(hide, with_kwargs=True) for block in later]
+            try:
+                return language(
+                    inputs_embeds=asked.embedded,
+                    attention_mask=asked.alive,
+                    position_ids=asked.positions,
+                    output_attentions=survivors is None,
+                    use_cache=False,
+                )
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+        last = forward(None).attentions[layer - 1][:, :, -1].mean(1)
+        scores = {
+            "random": noise,
+            "attention of the last token": last[asked.image].view(len(noise), -1),
+            "oracle: any digit": noise + 10 * asked.digits,
+            "oracle: the digits asked about": noise + 10 * asked.relevant,
+        }
+        for name, score in scores.items():
+            for kept in KEPT:
+                out = forward(surviving(asked.image, score, kept)).last_hidden_state
+                hits.setdefault(f"{name}|{kept}", []).append(told(model, out) == asked.answers)
+    return table(hits)
+
+
+def surviving(image: Tensor, score: Tensor, kept: int) -> Tensor:
+    """Columns that stay, bool [B, T]: all text, and the `kept` best of the image, [B, 144]."""
+    keep = ~image
+    keep[image] = torch.zeros_like(score).scatter(1, chosen(score, kept), 1).flatten().bool()
+    return keep
+
+
+def told(model: Any, hidden: Tensor) -> Tensor:
+    """The answers, int64 [B], from last hidden states [B, T, d]."""
+    return model.lm_head(hidden[:, -1]).argmax(-1)
 
 
 def classifier_accuracy(cases: int) -> dict[str, list[float]]:
@@ -169,16 +248,17 @@ def show(title: str, rows: dict[str, list[float]]) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(asked.seed)
     jobs: dict[str, Callable[[], dict[str, list[float]]]] = {
-        "zoo:vlm, before the language model, one-hop questions": lambda: language_accuracy(asked.cases, None),
-        "zoo:vlm, before the language model, two-hop (beside)": lambda: language_accuracy(
-            asked.cases, "beside"
-        ),
+        "zoo:vlm, before the language model, one hop": lambda: before_language(asked.cases, None),
+        "zoo:vlm, before the language model, two hops": lambda: before_language(asked.cases, "beside"),
+        "zoo:vlm, after language layer 1, one hop": lambda: inside_language(asked.cases, None, 1),
+        "zoo:vlm, after language layer 1, two hops": lambda: inside_language(asked.cases, "beside", 1),
+        "zoo:vlm, after language layer 2, two hops": lambda: inside_language(asked.cases, "beside", 2),
         "zoo:vit, after block 1, occupied quadrants": lambda: classifier_accuracy(asked.cases),
     }
     for title, job in jobs.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import tempfile
 import time
@@ -18,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from llm_model import new_model
 from llm_rows import Rows, copy_rows, recall_rows
 from text_bpe import train_tokenizer
 from text_stdlib import main as write_heldout
 from text_stdlib import split
+from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
 from tithe.bench.tasks.lm import heldout_ids, lm_windows
@@ -66,7 +65,7 @@ def losses(model: LlamaForCausalLM, rows: Rows) -> tuple[torch.Tensor, torch.Ten
         chosen = torch.from_numpy(mask[:, 1:])
         if not chosen.any():
             return torch.zeros(())
-        return F.cross_entropy(model.lm_head(hidden[chosen]).float(), target[chosen])
+        return cross_entropy(model.lm_head(hidden[chosen]).float(), target[chosen])
 
     return mean_loss(rows.answer), mean_loss(rows.text)
 
@@ -111,7 +110,7 @@ def save(model: LlamaForCausalLM, tokenizer: Any, card: dict[str, Any], out: Pat
         tokenizer.save_pretrained(folder)
         (Path(folder) / "card.json").write_text(json.dumps(card, indent=2) + "\n")
         for path in sorted(Path(folder).iterdir()):
-            os.replace(path, out / path.name)
+            path.replace(out / path.name)
 
 
 def card(
@@ -155,9 +154,7 @@ def main() -> None:
     write_heldout()
     texts = split()[0].values()
     tokenizer = train_tokenizer(texts, max_length=WINDOW)
-    filler = np.array(
-        tokenizer("".join(texts), add_special_tokens=False, verbose=False)["input_ids"], np.int64
-    )
+    filler = np.array(tokenizer("".join(texts), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
     model = new_model(tokenizer, window=WINDOW)
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
@@ -185,9 +182,7 @@ def main() -> None:
                 copied, _ = losses(model, copy_rows(tokenizer, rng, rows=batch // 2, length=length))
                 copy_loss = 0.9 * copy_loss + 0.1 * copied.item()
                 batch -= batch // 2
-            rows = recall_rows(
-                tokenizer, rng, rows=batch, length=length, facts=facts, asked=asked, filler=filler
-            )
+            rows = recall_rows(tokenizer, rng, rows=batch, length=length, facts=facts, asked=asked, filler=filler)
             answer, text = losses(model, rows)
             loss = answer + (copied if copying else 0.3 * text)
         loss.backward()

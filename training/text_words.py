@@ -38,8 +38,7 @@ def main() -> None:
     train, heldout = ("".join(texts.values()) for texts in split())
     tokenizer = train_tokenizer([train], max_length=2048)
     uses, uses_heldout = (
-        Counter(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        for text in (train, heldout)
+        Counter(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in (train, heldout)
     )
     whole = Counter(re.findall(r" ([a-z]+)(?![A-Za-z])", train))
     words = []

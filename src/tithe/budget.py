@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tithe.errors import BadInput
-from tithe.types import Tokens
 
 Keep = float | int
 
@@ -28,6 +27,8 @@ def check_keep(keep: Keep, argument: str = "keep") -> Keep:
 class Budget:
     """How many tokens a row may keep: ``keep`` of the live tokens seen, the first ``sink`` and last ``recent`` safe.
 
+    ``recent`` is a count, or (a float below 1) a share of the row's own budget, rounded down.
+
     A fraction is of the tokens *seen*, not of those still held, so repeated application does not compound. Where
     the fraction gives fewer tokens than are protected, the protected ones are the budget; a *count* below the
     protected tokens is refused, since the caller stated a number that cannot be met.
@@ -35,19 +36,25 @@ class Budget:
 
     keep: Keep
     sink: int = 0
-    recent: int = 0
+    recent: int | float = 0
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        for name in ("sink", "recent"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise BadInput(f"{name}={value!r} is out of range; give a whole number of tokens, 0 or more.")
-        if isinstance(self.keep, int) and self.keep < self.sink + self.recent:
+        if not isinstance(self.recent, float):
+            _check_count("recent", self.recent)
+        elif not 0.0 <= self.recent < 1.0:
+            raise BadInput(f"recent={self.recent!r} is out of range; a share of the budget lies in [0, 1).")
+        _check_count("sink", self.sink)
+        if isinstance(self.keep, int) and self.keep < self.least:
             raise BadInput(
-                f"keep={self.keep} is below the {self.sink + self.recent} protected tokens "
-                f"(sink {self.sink} + recent {self.recent})."
+                f"keep={self.keep} is below the {self.least} protected tokens "
+                f"(sink {self.sink} + recent {self.least - self.sink})."
             )
+
+    @property
+    def least(self) -> int:
+        """The protected tokens that are a fixed number."""
+        return self.sink + (self.recent if isinstance(self.recent, int) else 0)
 
     def count(self, seen: Tensor) -> Tensor:
         """Return ``[B]``: the tokens each row keeps of ``seen [B]`` live ones."""
@@ -56,13 +63,19 @@ class Budget:
             if isinstance(self.keep, int)
             else (seen.double() * self.keep + 1e-9).floor().to(seen.dtype)
         )
-        return torch.minimum(wanted.clamp(min=max(1, self.sink + self.recent)), seen)
+        return torch.minimum(wanted.clamp(min=max(1, self.least)), seen)
 
-    def protected(self, tokens: Tokens, among: Tensor) -> Tensor:
-        """Return ``[B, H, n]``: which of the tokens in ``among`` may not be dropped."""
+    def protected(self, among: Tensor, count: Tensor) -> Tensor:
+        """Return ``[B, H, n]``: which of the tokens in ``among`` may not be dropped where a row keeps ``count [B]``."""
         if not self.sink and not self.recent:
             return torch.zeros_like(among)
+        recent = self.recent if isinstance(self.recent, int) else (count.double() * self.recent).long()[:, None, None]
         rank = among.cumsum(-1)
         first = rank <= self.sink
-        last = rank > rank[..., -1:] - self.recent
+        last = rank > rank[..., -1:] - recent
         return among & (first | last)
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise BadInput(f"{name}={value!r} is out of range; give a whole number of tokens, 0 or more.")

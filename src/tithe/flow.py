@@ -20,7 +20,7 @@ from tithe.seams.evidence import Evidence, LayerEvidence
 from tithe.seams.inputs import ProbeDone
 from tithe.seams.layers import StreamState
 from tithe.seams.stream import Stream
-from tithe.seams.text import forget, recall
+from tithe.seams.observe import forget, recall
 from tithe.trace import Counter, Level, Report, Trace
 from tithe.types import Method, Phase, Tokens, checked
 

@@ -66,8 +66,15 @@ class Reducer(Protocol):
     ``lasting`` results are kept beside the cache per token and grow with it; others live for one forward.
     """
 
-    name: str
-    lasting: bool
+    @property
+    def name(self) -> str:
+        """What its result is called."""
+        ...
+
+    @property
+    def lasting(self) -> bool:
+        """Whether its result lives beside the cache."""
+        ...
 
     def start(self, like: Tensor, shape: tuple[int, int, int, int, int]) -> dict[str, Tensor]:
         """Make the state for ``shape = (B, Hkv, G, T, n)``; ``like`` gives the device."""
@@ -147,7 +154,10 @@ SelectFn = Callable[[Tensor, Tokens], Selection]
 class Action(Protocol):
     """Applies a selection to the state that its site offers; says whether the saving is real or simulated."""
 
-    saving: Saving
+    @property
+    def saving(self) -> Saving:
+        """Whether what it saves is really saved."""
+        ...
 
     def apply(self, state: Any, selection: Selection) -> None:
         """Change ``state`` (the facade of the site: a cache layer, a stream, features) by ``selection``."""

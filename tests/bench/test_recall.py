@@ -19,9 +19,7 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(str(files("tithe.zoo") / "llm"))
 
 
-@pytest.mark.parametrize(
-    ("length", "facts", "asked"), [(64, 1, 1), (61, 12, 4), (512, 24, 24), (1024, 32, 4)]
-)
+@pytest.mark.parametrize(("length", "facts", "asked"), [(64, 1, 1), (61, 12, 4), (512, 24, 24), (1024, 32, 4)])
 def test_length_and_counts_are_as_asked(tokenizer: Any, length: int, facts: int, asked: int) -> None:
     case = recall_case(tokenizer, length=length, facts=facts, asked=asked, seed=3)
     assert len(case.ids) == length

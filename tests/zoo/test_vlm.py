@@ -87,7 +87,7 @@ def test_accuracy_is_that_of_the_card(model: Any, processor: Any) -> None:
     card: dict[str, Any] = json.loads((FOLDER / "card.json").read_text())
     assert card["accuracy"]["one-hop"] >= 0.95
     assert score(model, processor, None, 200) >= card["accuracy"]["one-hop"] - 0.04
-    assert abs(score(model, processor, "beside", 100) - card["accuracy"]["beside"]) <= 0.15
+    assert score(model, processor, "beside", 100) >= card["accuracy"]["beside"] - 0.06
 
 
 def test_other_images_do_not_answer(model: Any, processor: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -184,13 +185,12 @@ class Suite:
 
     def runs_in_bfloat16(self) -> None:
         """Half precision runs and stays finite."""
-        dtype = self.model.dtype
-        self.model.to(torch.bfloat16)
+        own, self.model = self.model, copy.deepcopy(self.model).to(torch.bfloat16)
         inputs = {n: v.to(torch.bfloat16) if v.is_floating_point() else v for n, v in self.inputs.items()}
         try:
             got, _ = self.run(inputs=inputs)
         finally:
-            self.model.to(dtype)
+            self.model = own
         if not bool(torch.isfinite(got.logits).all()):
             self.fail("runs_in_bfloat16", "logits are not finite")
 

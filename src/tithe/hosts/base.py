@@ -24,31 +24,48 @@ class Tail:
 
 @dataclass(frozen=True)
 class Crops:
-    """Where one image lies in the vision tower: its slice of rows (crops) and of pieces of a packed sequence."""
+    """Where one image lies in the vision tower, and how its patches become its ``tokens`` image tokens.
 
-    rows: slice | None
-    grid: tuple[int, int] | None
-    to_tokens: Callable[[Tensor], Tensor] | None
+    ``grid`` is the raster (rows, columns) of those tokens, None where they have none. ``rows`` are the image's crops in
+    a tower over a batch; ``span`` its patches in a tower over one packed sequence, in the tower's own order.
+    ``to_tokens`` turns a score per patch ``[crops, patches]`` (CLS included where the tower has one) into one per image
+    token ``[tokens]``, through the same grouping as the connector's: a mean where patches are joined.
+    """
+
+    tokens: int
+    grid: tuple[int, int] | None = None
+    rows: slice | None = None
+    span: slice | None = None
+    to_tokens: Callable[[Tensor], Tensor] | None = None
+
+
+Cropper = Callable[[Any, list[int], dict[str, Any]], list[Crops]]
 
 
 @dataclass(frozen=True)
 class Vision:
-    """A vision tower: its blocks, whether slot 0 is a CLS token, and how patches become image tokens.
+    """A vision tower: its blocks, and whether slot 0 is a CLS token.
 
-    ``crops(model, sizes, kwargs)`` gives one ``Crops`` for each image; its ``to_tokens`` turns a score per patch,
-    ``[crops, patches]``, into one per image token ``[n]``, through the same grouping as the connector's.
+    ``tail`` names the parts of a block, for work inside it; ``pools``: what reads the tower averages over its tokens,
+    so that merged ones must be handed back to every patch they stand for. ``crops(model, sizes, inputs)`` gives the
+    images in order, for ``sizes`` tokens in each entry of the encoder's output and the ``inputs`` that it was given.
     """
 
     tower: PreTrainedModel
     layers: tuple[nn.Module, ...]
     cls: bool
     tail: Tail | None = None
-    crops: Callable[[Any, list[int], dict[str, Any]], list[Crops]] | None = None
+    pools: bool = False
+    crops: Cropper | None = None
 
 
 @dataclass(frozen=True)
 class Host:
-    """A model under a method. ``first_cut`` is the first text layer before which tokens may be dropped."""
+    """A model under a method. ``first_cut`` is the first text layer before which tokens may be dropped.
+
+    ``positions(model, inputs)`` gives the position ids that the model itself would compute for a forward with
+    ``inputs``, for families whose positions are not columns without padding.
+    """
 
     kind: HostKind
     name: str

@@ -1,41 +1,74 @@
-"""Vision-language models: where their towers are and how patches become image tokens."""
+"""Vision-language models: where their towers are, how patches become image tokens, what positions they count."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tithe.errors import Refused
-from tithe.hosts.base import Crops, Host, Vision, blocks
-
-Cropper = Callable[[Any, list[int], dict[str, Any]], list[Crops]]
-
-
-def llava_crops(model: Any, sizes: list[int], inputs: dict[str, Any]) -> list[Crops]:
-    """LLaVA 1.5: one crop an image, one token a patch, CLS left out where the features leave it out."""
-    drop_cls = model.config.vision_feature_select_strategy == "default"
-
-    def to_tokens(patches: Tensor) -> Tensor:
-        return patches[0, 1:] if drop_cls else patches[0]
-
-    side = [round(size**0.5) for size in sizes]
-    return [
-        Crops(slice(n, n + 1), (s, s) if s * s == size else None, to_tokens)
-        for n, (size, s) in enumerate(zip(sizes, side, strict=True))
-    ]
+from tithe.hosts import crops
+from tithe.hosts.base import Cropper, Host, Vision, blocks
 
 
-FAMILIES: dict[str, Cropper] = {"llava": llava_crops}
+def mrope(model: Any, inputs: dict[str, Any]) -> Tensor | None:
+    """Qwen-VL: positions by time, row and column, of the full ids; the model notes its own offset for later turns.
+
+    The model measures a forward on a cache by the whole attention mask; only the columns of this forward are wanted.
+    """
+    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    flowing = ids if ids is not None else embeds
+    assert flowing is not None
+    names = ("attention_mask", "past_key_values", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+    given = {name: inputs.get(name) for name in names}
+    if "second_per_grid_ts" in inputs:
+        given["second_per_grid_ts"] = inputs["second_per_grid_ts"]
+    shape = embeds if embeds is not None else flowing.new_empty(*flowing.shape, 0)
+    positions = model.base_model.compute_3d_position_ids(input_ids=ids, inputs_embeds=shape, **given)
+    return None if positions is None else positions[..., -flowing.shape[1] :]
+
+
+def after_deepstack(model: Any) -> int:
+    """Qwen3-VL adds image features after each of its first layers, at the places of all image tokens."""
+    return len(model.config.vision_config.deepstack_visual_indexes)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between families."""
+
+    crops: Cropper
+    positions: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
+    first_cut: Callable[[Any], int] | None = None
+
+
+FAMILIES: dict[str, Family] = {
+    "gemma3": Family(crops.pooled),
+    "idefics3": Family(crops.shuffled),
+    "internvl": Family(crops.tiled),
+    "llava": Family(crops.single),
+    "llava_next": Family(crops.anyres),
+    "llava_onevision": Family(crops.anyres),
+    "qwen2_5_vl": Family(crops.windowed, mrope),
+    "qwen2_vl": Family(crops.merged, mrope),
+    "qwen3_vl": Family(crops.merged, mrope, after_deepstack),
+    "smolvlm": Family(crops.shuffled),
+}
 
 
 def build(model: PreTrainedModel) -> Host:
     """Return the host of a vision-language model."""
     kind = str(model.config.model_type)
+    family = FAMILIES[kind]
     text, tower = model.get_decoder(), model.get_encoder("image")
     if tower is model or text is model:
         raise Refused(f"model type {kind!r}: no vision tower and text decoder were found on it.")
-    vision = Vision(tower, blocks(tower), tower.config.model_type == "clip_vision_model", crops=FAMILIES[kind])
-    return Host("vlm", kind, model, text, blocks(text), vision, model.config.image_token_id)
+    cls = tower.config.model_type in crops.CLS_TOWERS
+    first = max(1, family.first_cut(model)) if family.first_cut else 1
+    vision = Vision(tower, blocks(tower), cls, crops=family.crops)
+    return Host(
+        "vlm", kind, model, text, blocks(text), vision, model.config.image_token_id, first, family.positions
+    )

@@ -1,19 +1,22 @@
 """Inside an encoder block, between attention and MLP: the place where papers merge or drop, and nothing can be hooked.
 
-The second norm's pre-hook shortens; the MLP's (or its layer scale's) hook returns what, added to the block's stale
-residual, gives the right sum in the first slots; the block's hook slices. With nothing dropped all three do nothing.
+The second norm's pre-hook shortens, so the MLP (and its layer scale) runs on what is left; their hook adds the short
+residual up, and the block's hook returns that sum in place of the block's own. With nothing dropped all do nothing.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tithe.errors import Refused
 from tithe.seams.evidence import Evidence
 from tithe.seams.layers import take
-from tithe.types import DEAD, IMAGE, Selection, Tokens
+from tithe.seams.merging import joined
+from tithe.types import DEAD, IMAGE, TEXT, Selection, Tokens
 
 if TYPE_CHECKING:
     from tithe.flow import Run
@@ -21,13 +24,17 @@ if TYPE_CHECKING:
 
 
 class BlockSeam:
-    """Fires the block steps of a vision tower. ``size`` counts the patches in each token; slot 0 is CLS if there is one."""
+    """Fires the block steps of a vision tower, and knows which token each patch is in by now.
+
+    ``cols, alive [B, 1, n]`` name the tokens held, dead slots at the end; ``size [B, n]`` counts the patches in each
+    once some were joined; ``place [B, patches]`` is the slot of each patch, -1 once it was dropped.
+    """
 
     def __init__(self, run: Run, tap: ImageTap) -> None:
         vision = run.host.vision
         assert vision is not None and vision.tail is not None
-        self.run, self.tap, self.cls = run, tap, vision.cls
-        self.start()
+        self.run, self.tap, self.vision = run, tap, vision
+        self._reset()
         self._handles = []
         for index, layer in enumerate(vision.layers):
             if not run.plan.at("block", "prefill", index):
@@ -37,108 +44,139 @@ class BlockSeam:
             self._handles.append(norm.register_forward_pre_hook(self._shorten(index)))
             self._handles.append(last.register_forward_hook(self._rejoin))
             self._handles.append(layer.register_forward_hook(self._slice))
+        if vision.pools:
+            self._handles.append(vision.layers[-1].register_forward_hook(self._unmerge))
 
     def start(self) -> None:
         """Begin a run of the tower: every patch is itself."""
+        if any(part.training and _drops(part) for layer in self.vision.layers for part in layer.modules()):
+            raise Refused("Dropout inside vision blocks is not served: call model.eval() first.")
+        self._reset()
+
+    def _reset(self) -> None:
         self.size: Tensor | None = None
         self.cols: Tensor = torch.empty(0)
         self.alive: Tensor = torch.empty(0)
+        self.place: Tensor = torch.empty(0)
         self.width = 0
         self.proportional = False
-        self._before: Tensor | None = None
-        self._after: Tensor | None = None
+        self._short: Tensor | None = None
+        self._sum: Tensor | None = None
 
     def restore(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
 
-    def mask(self, mask: Tensor | None, query: Tensor) -> Tensor | None:
-        """Return the attention mask with dead slots hidden and, if asked for, each token weighed by its size."""
+    def mask(self, mask: Tensor | None, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the mask with dead slots hidden and, if asked for, tokens weighed by their sizes; and that bias alone."""
         rows, _, steps, _ = query.shape
         if not self.width:
             self.width = steps
             self.cols = torch.arange(steps, device=query.device, dtype=torch.int32).expand(rows, 1, steps)
             self.alive = torch.ones(rows, 1, steps, dtype=torch.bool, device=query.device)
-        if self.size is not None and self.proportional:
-            bias = self.size.log().to(query.dtype)[:, None, None]
-            bias = bias.masked_fill(~self.alive[:, :, None], torch.finfo(query.dtype).min)
-            return bias.expand(-1, -1, steps, -1) if mask is None else mask + bias
-        if not bool(self.alive.all()):
-            shown = self.alive[:, :, None].expand(-1, -1, steps, -1)
-            return shown if mask is None else mask & shown
-        return mask
+            self.place = torch.arange(steps, device=query.device).expand(rows, steps)
+        if mask is not None:
+            raise Refused(f"{self.run.host.name} masks patches of its vision tower: no method can work inside its blocks.")
+        shown = self.alive[:, :, None].expand(-1, -1, steps, -1)
+        whole = bool(self.alive.all())
+        if self.size is None or not self.proportional:
+            return (None if whole else shown), None
+        bias = self.size.log().to(query.dtype)[:, None, None]
+        weighed = bias if whole else bias.masked_fill(~self.alive[:, :, None], torch.finfo(query.dtype).min)
+        return weighed.expand(-1, -1, steps, -1), bias
 
     def _shorten(self, index: int) -> Any:
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-            hidden = args[0]
-            state = BlockState(self, hidden)
+            state = BlockState(self, args[0])
             for bound in self.run.plan.at("block", "prefill", index):
-                part = self.tap.seen[index].parts[-1]
-                evidence = Evidence({("image", index): part}, ("image", index), {"image": len(self.tap.tapped.layers)})
-                kind = torch.full_like(self.cols, IMAGE)
-                if self.cls:
-                    kind[..., 0] = 0
-                seen = torch.full((hidden.shape[0],), self.width, device=hidden.device)
-                tokens = Tokens(self.cols, self.alive, seen, kind)
-                self.run.fire(bound, evidence, tokens, state, index)
-            self._before, self._after = (None, None) if state.result is None else (hidden, state.result)
-            return None if state.result is None else (state.result,)
+                self.run.fire(bound, self._evidence(index, args[0]), self._tokens(), state, index)
+            self._short = state.hidden if state.changed else None
+            return None if self._short is None else (self._short,)
 
         return before
 
+    def _evidence(self, index: int, hidden: Tensor) -> Evidence:
+        shown = {("image", n): layer.parts[-1] for n, layer in self.tap.seen.items()}
+        if ("image", index) in shown:
+            shown["image", index] = replace(shown["image", index], hidden=hidden)
+        return Evidence(shown, ("image", index), {"image": len(self.vision.layers)})  # type: ignore[arg-type]
+
+    def _tokens(self) -> Tokens:
+        cls = self.cols == 0 if self.vision.cls else torch.zeros_like(self.alive)
+        seen = torch.full((self.cols.shape[0],), self.width, device=self.cols.device)
+        return Tokens(self.cols, self.alive, seen, torch.where(cls, TEXT, IMAGE))
+
     def _rejoin(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        if self._before is None or self._after is None:
+        if self._short is None:
             return None
-        kept = self._after.shape[1]
-        full = torch.zeros_like(self._before)
-        full[:, :kept] = output + self._after - self._before[:, :kept]
-        return full
+        self._sum = output + self._short
+        return output.new_zeros(1, 1, 1)
 
     def _slice(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self._after is None:
+        if self._sum is None:
             return None
-        kept = self._after.shape[1]
-        self._before = self._after = None
-        return (output[0][:, :kept], *output[1:]) if isinstance(output, tuple) else output[:, :kept]
+        total, self._sum, self._short = self._sum, None, None
+        return (total, *output[1:]) if isinstance(output, tuple) else total
+
+    def _unmerge(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Give every patch that was not dropped the token it is in, so that an average counts patches."""
+        hidden = output[0] if isinstance(output, tuple) else output
+        if self.size is None and bool(self.alive.all()):
+            return None
+        left = self.place >= 0
+        counts = left.sum(-1)
+        if bool((counts != counts[0]).any()):
+            raise Refused(
+                f"{type(self.run.host.model).__name__} averages over the tokens of its vision tower, and the images of "
+                "this batch keep different numbers of them: run them one by one."
+            )
+        patches = take(hidden, self.place[left].view(len(left), -1))
+        return (patches, *output[1:]) if isinstance(output, tuple) else patches
 
 
 class BlockState:
     """What an action may change between attention and MLP."""
 
     def __init__(self, seam: BlockSeam, hidden: Tensor) -> None:
-        self._seam, self._hidden = seam, hidden
-        self.result: Tensor | None = None
+        self._seam, self.hidden = seam, hidden
+        self.changed = False
 
-    def drop(self, selection: Selection) -> None:
+    def keep(self, selection: Selection) -> None:
         """Keep the selected tokens; rows that keep fewer end in dead slots."""
-        if bool(selection.keep.all()):
-            return
+        self._take(selection.keep[:, 0] & self._seam.alive[:, 0])
+
+    drop = keep
+
+    def merge(self, selection: Selection, proportional: bool) -> None:
+        """Join every token with a destination to it: the mean of their patches, or the sum of the shares given."""
         seam = self._seam
-        keep = selection.keep[:, 0]
+        assert selection.dest is not None
+        keep = selection.keep[:, 0] & seam.alive[:, 0]
+        dest = torch.where(keep, -1, selection.dest[:, 0])
+        if not bool((dest >= 0).any()):
+            return self._take(keep)
+        self.hidden, seam.size = joined(self.hidden, dest, seam.size, selection.weight)
+        seam.proportional = proportional
+        slot = torch.where(dest >= 0, dest, torch.arange(dest.shape[1], device=dest.device))
+        seam.place = torch.where(seam.place >= 0, slot.gather(1, seam.place.clamp(min=0)), -1)
+        return self._take(keep)
+
+    def _take(self, keep: Tensor) -> None:
+        seam = self._seam
+        if bool((keep == seam.alive[:, 0]).all()):
+            return
         widest = int(keep.sum(-1).max())
         index = (~keep).to(torch.int8).argsort(dim=-1, stable=True)[:, :widest]
         alive = keep.gather(1, index)
-        self.result = take(self._hidden, index)
+        self.hidden, self.changed = take(self.hidden, index), True
         seam.cols = torch.where(alive, seam.cols[:, 0].gather(1, index), DEAD)[:, None]
         seam.alive = alive[:, None]
         if seam.size is not None:
-            seam.size = seam.size.gather(1, index)
+            seam.size = torch.where(alive, seam.size.gather(1, index), 1.0)
+        slot = torch.where(keep, keep.cumsum(-1) - 1, -1)
+        seam.place = torch.where(seam.place >= 0, slot.gather(1, seam.place.clamp(min=0)), -1)
 
-    def merge(self, selection: Selection, proportional: bool) -> None:
-        """Join every token with a destination to it, as an average weighted by the patches in each."""
-        if bool(selection.keep.all()):
-            return
-        seam, hidden = self._seam, self._hidden
-        assert selection.dest is not None
-        rows, n, dim = hidden.shape
-        size = seam.size if seam.size is not None else torch.ones(rows, n, device=hidden.device)
-        own = torch.arange(n, device=hidden.device).expand(rows, n)
-        dest = torch.where(selection.dest[:, 0] >= 0, selection.dest[:, 0], own)
-        weighted = hidden.float() * size[..., None]
-        total = torch.zeros_like(weighted).scatter_add_(1, dest[..., None].expand(-1, -1, dim), weighted)
-        sizes = torch.zeros_like(size).scatter_add_(1, dest, size)
-        merged = (total / sizes.clamp(min=1e-9)[..., None]).to(hidden.dtype)
-        seam.size, seam.proportional = sizes, proportional
-        self._hidden = merged
-        self.drop(selection)
+
+def _drops(module: nn.Module) -> bool:
+    return (isinstance(module, nn.Dropout) and module.p > 0) or "DropPath" in type(module).__name__

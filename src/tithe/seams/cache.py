@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from tithe.errors import Refused
-from tithe.seams.stores import Dense, Store
+from tithe.seams.stores import Dense, Packing, Quantised, Store
 from tithe.seams.stores.base import allocated
 from tithe.seams.stream import Stream
 
@@ -120,6 +120,14 @@ class CacheLayer(CacheLayerMixin):
         """Hold only the tokens of ``keep [B, H or 1, n]``."""
         if self.store is not None:
             self.store = self.store.keep(keep)
+
+    def quantise(self, bits: int, group: int, residual: int) -> None:
+        """Pack the tokens held, and those to come, into ``bits`` a number (see ``Packing``)."""
+        packing = Packing(bits, group, residual)
+        store = self.store
+        if store is None or (isinstance(store, Quantised) and store.packing == packing):
+            return
+        self.store = Quantised(store.view(), packing, {name: state for name in store.sides if (state := store.side(name)) is not None})
 
     def trim(self) -> None:
         """Free what a sliding window can never show again, once it is as much as the window itself."""

@@ -10,7 +10,9 @@ from torch import Tensor
 from tithe.errors import Refused
 from tithe.hosts.base import Crops
 from tithe.seams.evidence import Evidence
-from tithe.seams.inputs import arguments, shortened
+from tithe.seams.features import levels, rebuilt, sizes
+from tithe.seams.inputs import arguments, encoder_outputs, shortened
+from tithe.seams.merging import joined
 from tithe.trace import Stopwatch
 from tithe.types import IMAGE, Selection, Tokens
 
@@ -18,83 +20,61 @@ if TYPE_CHECKING:
     from tithe.flow import Run
 
 
-def prepare(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Encode the images of this forward if nobody has, fire the encoder steps, and return the shortened inputs."""
-    ids, stream, host = kwargs.get("input_ids"), run.stream, run.host
-    assert stream is not None
-    given = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-    if given is None and kwargs.get("pixel_values") is None:
+def encoded(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Encode the images of this forward where nobody has, as ``generate`` does before it calls the model."""
+    if run.host.vision is None or kwargs.get("pixel_values") is None:
         return kwargs
-    if ids is None:
-        raise Refused("inputs_embeds hide which tokens are image tokens: give input_ids while a visual method is attached.")
-    kwargs = dict(kwargs)
-    if kwargs.get("position_ids") is None and host.positions is not None:
-        kwargs["position_ids"] = host.positions(host.model, kwargs)
-    if given is None:
-        encode = host.model.get_image_features
-        inputs = arguments(encode, kwargs)
-        given = encode(**inputs, return_dict=True)
-        kwargs = {name: value for name, value in kwargs.items() if name not in inputs}
-        run.image_inputs = inputs
+    encode = run.host.model.base_model.get_image_features
+    inputs = arguments(encode, kwargs)
+    output = encode(**inputs, return_dict=True)
+    kept = {name: value for name, value in kwargs.items() if name not in inputs}
+    return {**kept, "mm_encoder_outputs": {**encoder_outputs(kwargs), "image": output}}
+
+
+def prepare(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Fire the encoder steps on every image of this forward, and return the shortened inputs."""
+    if kwargs.get("pixel_values_videos") is not None or encoder_outputs(kwargs).get("video") is not None:
+        raise Refused("A visual method acts on images; the tokens of a video have no place in it yet.")
+    output = encoder_outputs(kwargs).get("image")
+    if output is None:
+        return kwargs
     with Stopwatch(run.trace.clocks["select"]):
-        gallery = Gallery(run, given, ids)
+        gallery = Gallery(run, output, kwargs.get("input_ids"))
         for bound in run.plan.at("encoder"):
-            for state in gallery.images:
-                run.fire(bound, state.evidence(run), state.tokens(), state, None, item=state.number)
-        kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": gallery.features()}
-        return shortened(run, kwargs, gallery.index())
+            for image in gallery.images:
+                run.fire(bound, image.evidence(run), image.tokens(), image, None, item=image.number)
+        run.tower.forget()
+        chosen = {**encoder_outputs(kwargs), "image": rebuilt(output, gallery.levels)}
+        return shortened(run, {**kwargs, "mm_encoder_outputs": chosen}, gallery.index())
 
 
 class Gallery:
-    """The images of one forward: their features in placeholder order, and the columns they fill."""
+    """The images of one forward: their features in order of placeholders, and the columns that these fill."""
 
-    def __init__(self, run: Run, output: Any, ids: Tensor) -> None:
+    def __init__(self, run: Run, output: Any, ids: Tensor | None) -> None:
         stream, host = run.stream, run.host
         assert stream is not None and host.vision is not None
-        self.output, self.stream = output, stream
-        pooled = output.pooler_output
-        self.sizes = [int(image.reshape(-1, image.shape[-1]).shape[0]) for image in pooled]
-        self.flat = torch.cat([image.reshape(-1, image.shape[-1]) for image in pooled])
+        if ids is None:
+            raise Refused("inputs_embeds hide which tokens are image tokens: give input_ids to a visual method.")
+        self.stream = stream
         self.places = (ids == host.image_token) & stream.valid
-        if int(self.places.sum()) != self.flat.shape[0]:
+        self.levels = levels(output)
+        encoding = run.tower.encoding
+        if encoding is not None and output is not encoding.output or int(self.places.sum()) != len(self.levels[0]):
             raise Refused(
-                f"{int(self.places.sum())} image tokens in this forward but {self.flat.shape[0]} image features: a visual "
-                "method cannot act on a prompt whose images are cut into chunks (leave prefill_chunk_size unset)."
+                f"{int(self.places.sum())} image tokens in this forward and {len(self.levels[0])} image features, not "
+                "all that the encoder made: a visual method needs every image whole (leave prefill_chunk_size unset)."
             )
-        crops: list[Crops | None] = [None] * len(self.sizes)
-        unique = len(self.sizes)
-        if host.vision.crops is not None:
-            found = host.vision.crops(host.model, self.sizes, run.image_inputs)
-            unique = len(found)
-            crops = [found[number] for number in self._origins(unique)]
-        starts = [sum(self.sizes[:number]) for number in range(len(self.sizes))]
-        self.images = [
-            ImageState(self, number, slice(start, start + size), crop)
-            for number, (start, size, crop) in enumerate(zip(starts, self.sizes, crops, strict=True))
-        ]
-        self.kept = torch.ones(self.flat.shape[0], dtype=torch.bool, device=self.flat.device)
-
-    def _origins(self, unique: int) -> list[int]:
-        """Return for every image which one the tower saw: beams and samples repeat the images of a row together."""
-        total = len(self.sizes)
-        if total == unique:
-            return list(range(total))
-        repeats = total // unique
-        per_row: list[list[int]] = []
-        number = 0
-        for count in self.places.sum(-1).tolist():
-            mine = []
-            while count > 0:
-                mine.append(number)
-                count -= self.sizes[number]
-                number += 1
-            per_row.append(mine)
-        origin, first = [], 0
-        for row, mine in enumerate(per_row):
-            origin += list(range(first, first + len(mine)))
-            if row % repeats == repeats - 1:
-                first += len(mine)
-        return origin
+        if encoding is None or host.vision.crops is None:
+            crops = [Crops(size) for size in sizes(output)]
+        else:
+            found = host.vision.crops(host.model, encoding.sizes, encoding.inputs)
+            crops = repeated(found, encoding.sizes, sizes(output), self.places.sum(-1).tolist())
+        self.kept = torch.ones(len(self.levels[0]), dtype=torch.bool, device=ids.device)
+        self.images, start = [], 0
+        for number, crop in enumerate(crops):
+            self.images.append(ImageState(self, number, slice(start, start + crop.tokens), crop))
+            start += crop.tokens
 
     def index(self) -> Tensor:
         """Return the columns that stay, ``[B, k]``, padded left with -1."""
@@ -102,65 +82,73 @@ class Gallery:
         stay[self.places] = self.kept
         return Selection(stay[:, None], self.stream.cols[:, None]).index()[:, 0]
 
-    def features(self) -> Any:
-        """Return the encoder's output with only the kept features, in the container the model expects."""
-        output = type(self.output)(**dict(self.output.items()))
-        rows = self.flat[self.kept]
-        single = isinstance(self.output.pooler_output, torch.Tensor)
-        output.pooler_output = rows[None] if single else [rows]
-        deep = getattr(self.output, "deepstack_features", None)
-        if deep is not None:
-            output.deepstack_features = [level.reshape(-1, level.shape[-1])[self.kept] for level in deep]
-        return output
-
 
 class ImageState:
     """One image: what an action may keep or merge."""
 
-    def __init__(self, gallery: Gallery, number: int, place: slice, crop: Crops | None) -> None:
+    def __init__(self, gallery: Gallery, number: int, place: slice, crop: Crops) -> None:
         self.gallery, self.number, self.place, self.crop = gallery, number, place, crop
 
     def tokens(self) -> Tokens:
-        """Return the image tokens, by place in the image."""
-        alive = self.gallery.kept[self.place][None, None] if hasattr(self.gallery, "kept") else None
-        n = self.place.stop - self.place.start
-        device = self.gallery.flat.device
-        cols = torch.arange(n, device=device, dtype=torch.int32)[None, None]
-        valid = alive if alive is not None else torch.ones(1, 1, n, dtype=torch.bool, device=device)
-        grid = self.crop.grid if self.crop is not None else None
-        seen = torch.tensor([n], device=device)
-        return Tokens(cols, valid, seen, torch.full_like(cols, IMAGE), (grid,) if grid else None)
+        """Return the image tokens; their columns are places in the image."""
+        n, alive = self.crop.tokens, self.gallery.kept[self.place][None, None]
+        cols = torch.arange(n, device=alive.device, dtype=torch.int32)[None, None]
+        seen = torch.tensor([n], device=alive.device)
+        return Tokens(cols, alive, seen, torch.full_like(cols, IMAGE), (self.crop.grid,) if self.crop.grid else None)
 
     def evidence(self, run: Run) -> Evidence:
         """Return what the tower showed of this image."""
-        rows = self.crop.rows if self.crop is not None else None
-        layers = {
-            ("image", index): (layer.rows(rows) if rows is not None else layer)
-            for index, layer in (run.tower.seen if run.tower is not None else {}).items()
-        }
-        vision = run.host.vision
+        crop, vision = self.crop, run.host.vision
+        seen = {("image", n): layer.of(crop.rows, crop.span) for n, layer in run.tower.seen.items()}
         counts = {"image": len(vision.layers) if vision is not None else 0}
-        to_tokens = self.crop.to_tokens if self.crop is not None else None
-        features = self.gallery.flat[self.place][None]
-        return Evidence(layers, None, counts, to_tokens=to_tokens, features=features)  # type: ignore[arg-type]
+        features = self.gallery.levels[0][self.place][None]
+        return Evidence(seen, None, counts, to_tokens=crop.to_tokens, features=features)  # type: ignore[arg-type]
 
     def keep(self, selection: Selection) -> None:
         """Keep the selected tokens only."""
         self.gallery.kept[self.place] &= selection.keep[0, 0]
 
-    def merge(self, selection: Selection) -> None:
-        """Replace each kept token that others join by their weighted average, then keep those."""
+    def merge(self, selection: Selection, proportional: bool) -> None:
+        """Join every token with a destination to it, then keep those selected.
+
+        Without weights a token becomes the mean of itself and those that join it, with weights the sum of the shares.
+        No attention that could be ``proportional`` to sizes follows the encoder.
+        """
         assert selection.dest is not None
-        flat = self.gallery.flat[self.place].float()
-        n = flat.shape[0]
         dest = selection.dest[0, 0]
-        weight = selection.weight[0, 0] if selection.weight is not None else torch.ones(n, device=flat.device)
-        joins = dest >= 0
-        total = flat * torch.where(selection.keep[0, 0], weight, 0.0)[:, None]
-        total.index_add_(0, dest[joins], flat[joins] * weight[joins, None])
-        share = torch.where(selection.keep[0, 0], weight, 0.0).index_add(0, dest[joins], weight[joins])
-        merged = total / share.clamp(min=1e-9)[:, None]
-        self.gallery.flat[self.place] = torch.where(
-            selection.keep[0, 0][:, None], merged.to(self.gallery.flat.dtype), self.gallery.flat[self.place]
-        )
+        for level in self.gallery.levels:
+            level[self.place] = joined(level[self.place][None], dest[None], None, selection.weight)[0][0]
         self.keep(selection)
+
+
+def repeated(crops: list[Crops], made: list[int], given: list[int], rows: list[int]) -> list[Crops]:
+    """Return the crops of every image given: beams and samples repeat all images of a row together, row by row.
+
+    Args:
+        crops: of the images that the tower saw; made, given: tokens in each entry of the encoder's output before and
+            after it was repeated; rows: image tokens in each row of the batch.
+    """
+    made, given = [size for size in made if size], [size for size in given if size]
+    repeats = max(1, len(given) // max(1, len(made)))
+    groups = _grouped(crops, made)
+    found: list[Crops] = []
+    first = entry = 0
+    for row, count in enumerate(rows):
+        last = first
+        while count > 0:
+            found += groups[last]
+            count -= given[entry]
+            last, entry = last + 1, entry + 1
+        if row % repeats == repeats - 1:
+            first = last
+    return found
+
+
+def _grouped(crops: list[Crops], entries: list[int]) -> list[list[Crops]]:
+    rest, groups = iter(crops), []
+    for size in entries:
+        group: list[Crops] = []
+        while sum(crop.tokens for crop in group) < size:
+            group.append(next(rest))
+        groups.append(group)
+    return groups

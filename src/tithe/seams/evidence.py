@@ -20,7 +20,7 @@ class LayerEvidence:
     """One layer in one forward. Probabilities are ``[B, Hkv, G, r, n]`` float32: query heads grouped by key head.
 
     ``shown`` is ``[B, 1, w, columns]``, the model's own mask of the observed queries by original column; None means
-    causal by column, or everything where ``causal`` is False.
+    causal by column, or everything where ``causal`` is False. ``bias [B, 1, 1, n]`` is what the layer adds to logits.
     """
 
     view: View
@@ -31,6 +31,7 @@ class LayerEvidence:
     shown: Tensor | None = None
     causal: bool = True
     softcap: float | None = None
+    bias: Tensor | None = None
     hidden: Tensor | None = None
     side: Callable[[str], Tensor | None] = lambda name: None
     results: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -75,6 +76,8 @@ class LayerEvidence:
         logits = (folded @ keys.transpose(2, 3)).float().view(rows, heads, group, stop - start, held) * self.scaling
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
+        if self.bias is not None:
+            logits = logits + self.bias[:, :, None].float()
         allowed = self.view.valid[:, :, None].expand(-1, -1, stop - start, -1)
         if self.shown is not None:
             place = self.view.cols.long()

@@ -12,7 +12,7 @@ from tithe.errors import BadInput, Refused
 from tithe.seams import inputs
 from tithe.seams.cache import CacheLayer, Link, adopt
 from tithe.seams.stream import Stream
-from tithe.seams.text import forget
+from tithe.seams.observe import forget
 from tithe.trace import Stopwatch
 from tithe.types import IMAGE, PAD, TEXT
 
@@ -86,8 +86,9 @@ class ForwardSeam:
             shift = first.memory.get("shift")
         else:
             run.seen, shift = valid.sum(-1), None
-        if run.host.positions is None:
-            _write_positions(kwargs, past, width)
+        if run.host.positions is not None and kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = run.host.positions(run.host.model, kwargs)
+        _write_positions(kwargs, past, width)
         _shift(kwargs, shift, past, width)
         self._watch = Stopwatch(run.trace.clocks[run.phase])
         self._watch.start()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from tithe.seams.attention import Tapped
 from tithe.seams.blocks import BlockSeam
 from tithe.seams.evidence import LayerEvidence
+from tithe.seams.features import sizes
 from tithe.seams.stores import View
 from tithe.trace import Counter, Stopwatch
 
@@ -21,13 +25,70 @@ if TYPE_CHECKING:
 
 @dataclass
 class TowerLayer:
-    """One layer of the vision tower over all its attention calls: crops in a batch, or pieces of a packed sequence."""
+    """One layer of the vision tower over all its attention calls.
+
+    A tower over a batch of crops has one part, ``[crops, H, patches, d]``; one over a packed sequence has a part for
+    each piece that attends within itself (an image, a frame, a window), each ``[1, H, patches, d]``, in order.
+    """
 
     parts: list[LayerEvidence]
 
-    def rows(self, rows: slice) -> TowerLayer:
-        """Return the crops ``rows`` only."""
-        return TowerLayer([_sliced(part, rows) for part in self.parts])
+    def patches(self, score: Callable[[LayerEvidence], Tensor]) -> Tensor:
+        """Return ``score(part) [crops, n]`` of all parts, joined along the sequence: ``[crops, patches]``."""
+        return torch.cat([score(part) for part in self.parts], -1)
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys ``[crops, H, patches, d]``, as attention reads them."""
+        return torch.cat([part.keys for part in self.parts], 2)
+
+    @property
+    def values(self) -> Tensor:
+        """Values ``[crops, H, patches, d]``."""
+        return torch.cat([part.values for part in self.parts], 2)
+
+    def of(self, rows: slice | None, span: slice | None) -> TowerLayer:
+        """Return one image: its crops ``rows``, or its patches ``span`` of a packed sequence."""
+        parts = self.parts if rows is None else [_rows(part, rows) for part in self.parts]
+        if span is None:
+            return TowerLayer(parts)
+        inside, start = [], 0
+        for part in parts:
+            if span.start <= start < span.stop:
+                inside.append(part)
+            start += part.keys.shape[2]
+        return TowerLayer(inside)
+
+
+@dataclass
+class Encoding:
+    """What the encoder was given and what it returned: ``sizes`` counts the tokens of each entry, before any beams."""
+
+    output: Any
+    sizes: list[int]
+    inputs: dict[str, Any]
+
+
+class EncoderSeam:
+    """Notes the arguments of ``get_image_features``, which ``generate`` consumes before any hook could see them."""
+
+    def __init__(self, run: Run, tap: ImageTap) -> None:
+        self._owner = run.host.model.base_model
+        method = self._owner.get_image_features
+        signature = inspect.signature(method)
+
+        @functools.wraps(method)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            output = method(*args, **kwargs)
+            if getattr(output, "pooler_output", None) is not None:
+                tap.encoding = Encoding(output, sizes(output), dict(signature.bind(*args, **kwargs).arguments))
+            return output
+
+        self._owner.get_image_features = noted
+
+    def restore(self) -> None:
+        """Give the model its own method back."""
+        del self._owner.get_image_features
 
 
 class ImageTap:
@@ -38,6 +99,7 @@ class ImageTap:
         self.wanted = run.plan.image_layers()
         self.counter = Counter(run.trace, list(layers), config)
         self.seen: dict[int, TowerLayer] = {}
+        self.encoding: Encoding | None = None
         self.blocks: BlockSeam | None = None
         self.tapped: Tapped | None = None
         self.watch = Stopwatch(run.trace.clocks["encode"])
@@ -53,28 +115,37 @@ class ImageTap:
         """End a run of the tower."""
         self.watch.stop()
 
+    def forget(self) -> None:
+        """Free what the tower showed: its features have been chosen."""
+        self.seen, self.encoding = {}, None
+
     def attend(
         self, index: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Attend with the model's own implementation and note what was asked for."""
         assert self.tapped is not None
         rows, _, steps, dim = query.shape
+        bias = None
         if self.blocks is not None:
-            mask = self.blocks.mask(mask, query)
+            mask, bias = self.blocks.mask(mask, query)
         full = self.blocks.width if self.blocks is not None else steps
         self.counter.attention(query, key.shape[2], full, full)
         self.counter.linear(index, rows, steps, full)
         if index in self.wanted:
-            cols = torch.arange(key.shape[2], device=key.device, dtype=torch.int32).expand(rows, 1, -1)
-            alive = torch.ones_like(cols, dtype=torch.bool)
-            if self.blocks is not None:
-                cols, alive = self.blocks.cols, self.blocks.alive
             scaling = kwargs.get("scaling") or dim**-0.5
-            view = View(key, value, cols, alive)
-            self.seen.setdefault(index, TowerLayer([])).parts.append(
-                LayerEvidence(view, scaling, queries=query, causal=False)
-            )
+            view = View(key, value, *self._tokens(rows, key, mask))
+            part = LayerEvidence(view, scaling, queries=query, causal=False, bias=bias)
+            self.seen.setdefault(index, TowerLayer([])).parts.append(part)
         return self.tapped.run_own(module, query, key, value, mask, **kwargs)
+
+    def _tokens(self, rows: int, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return ``cols, valid [crops, 1, n]``: a patch that the tower's own mask hides from all is no token."""
+        if self.blocks is not None:
+            return self.blocks.cols, self.blocks.alive
+        cols = torch.arange(key.shape[2], device=key.device, dtype=torch.int32).expand(rows, 1, -1)
+        if mask is None:
+            return cols, torch.ones_like(cols, dtype=torch.bool)
+        return cols, mask.expand(rows, -1, -1, -1)[:, :1].any(2)
 
 
 class TowerSeam:
@@ -100,6 +171,8 @@ def image_seams(run: Run) -> list[Seam]:
         tap.tapped = Tapped(vision.tower, list(vision.layers), tap)
         seams.append(tap.tapped)
         seams.append(TowerSeam(vision.tower, tap))
+        if run.plan.encodes:
+            seams.append(EncoderSeam(run, tap))
         if run.plan.at("block"):
             tap.blocks = BlockSeam(run, tap)
             seams.append(tap.blocks)
@@ -110,7 +183,8 @@ def image_seams(run: Run) -> list[Seam]:
     return seams
 
 
-def _sliced(part: LayerEvidence, rows: slice) -> LayerEvidence:
+def _rows(part: LayerEvidence, rows: slice) -> LayerEvidence:
     view = View(*(block[rows] for block in part.view))
     assert part.queries is not None
-    return LayerEvidence(view, part.scaling, queries=part.queries[rows], causal=part.causal)
+    bias = part.bias[rows] if part.bias is not None else None
+    return LayerEvidence(view, part.scaling, queries=part.queries[rows], causal=part.causal, bias=bias)

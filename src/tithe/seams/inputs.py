@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tithe.errors import Refused
+from tithe.seams.features import levels, rebuilt
 from tithe.types import Selection, Tokens
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ def prepare(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Fire the encoder and input steps of a prefill, in this order, and return the shortened inputs."""
     from tithe.seams import encoder
 
+    if run.plan.at("encoder") or run.plan.at("input"):
+        kwargs = encoder.encoded(run, kwargs)
     if run.plan.at("encoder"):
         kwargs = encoder.prepare(run, kwargs)
     for bound in run.plan.at("input"):
@@ -56,47 +59,53 @@ class InputState:
 
 
 def shortened(run: Run, kwargs: dict[str, Any], index: Tensor, renumber: bool = False) -> dict[str, Any]:
-    """Slice every argument that runs along the prompt at ``index [B, k]`` (-1: dead, at the left)."""
+    """Slice every argument that runs along the prompt, image features too, at ``index [B, k]`` (-1: dead, at the left)."""
     stream = run.stream
     assert stream is not None
     rows, width = stream.cols.shape
     alive = index >= 0
     place = index.clamp(min=0)
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        mask = torch.ones(rows, stream.end, dtype=torch.long, device=index.device)
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise Refused("attention_mask must be [rows, columns] while a method shortens the prompt.")
     out = dict(kwargs)
     pad = getattr(run.host.config, "pad_token_id", None) or 0
     out["input_ids"] = torch.where(alive, kwargs["input_ids"].gather(1, place), pad)
-    before = kwargs.get("attention_mask")
-    if before is None:
-        before = torch.ones(rows, stream.end, dtype=torch.long, device=index.device)
-    out["attention_mask"] = torch.cat([before[:, : stream.past], alive.to(before.dtype)], 1)
+    out["attention_mask"] = torch.cat([mask[:, : stream.past], alive.to(mask.dtype)], 1)
     for name in ("mm_token_type_ids", "token_type_ids"):
         along = kwargs.get(name)
-        if along is not None and along.shape[-1] == width:
-            out[name] = torch.where(alive, along.gather(1, place), 0)
-    old_live = stream.valid.sum(-1)
+        if along is not None:
+            earlier, now = along[:, :-width], along[:, -width:]
+            out[name] = torch.cat([earlier, torch.where(alive, now.gather(1, place), 0)], 1)
+    features = encoder_outputs(kwargs).get("image")
+    if features is not None:
+        stay = torch.zeros(rows, width + 1, dtype=torch.bool, device=index.device)
+        stay = stay.scatter_(1, torch.where(alive, index, width), True)[:, :width]
+        kept = stay[(kwargs["input_ids"] == run.host.image_token) & stream.valid]
+        chosen = rebuilt(features, [level[kept] for level in levels(features)])
+        out["mm_encoder_outputs"] = {**encoder_outputs(kwargs), "image": chosen}
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(stream.past, stream.end, device=index.device)
+    positions = positions.expand(*positions.shape[:-2], rows, width)
     if renumber:
         out["position_ids"] = stream.past + (alive.cumsum(-1) - 1).clamp(min=0)
+        stream.renumbered = True
         if run.cache is not None:
-            first = run.cache.layers[0]
-            first.memory["shift"] = first.memory.get("shift", 0) + _shift(kwargs, stream, old_live, alive)
+            memory = run.cache.layers[0].memory
+            expected = positions.reshape(-1, rows, width)[-1, :, -1] + 1
+            memory["shift"] = memory.get("shift", 0) + expected - (stream.past + alive.sum(-1))
     else:
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = run.host.positions(run.host.model, kwargs) if run.host.positions else None
-        if positions is None:
-            positions = torch.arange(stream.past, stream.end, device=index.device)
-        positions = positions.expand(*positions.shape[:-2], rows, width)
-        at = place.expand(*positions.shape[:-2], *place.shape)
-        out["position_ids"] = positions.gather(-1, at)
+        out["position_ids"] = positions.gather(-1, place.expand(*positions.shape[:-2], *place.shape))
     stream.shorten_input(index)
     return out
 
 
-def _shift(kwargs: dict[str, Any], stream: Any, old_live: Tensor, alive: Tensor) -> Tensor:
-    """Return by how much later positions move: from what the caller will count to what was renumbered."""
-    given = kwargs.get("position_ids")
-    next_given = given[..., -1].expand(alive.shape[0]) + 1 if given is not None else torch.full_like(old_live, stream.end)
-    return next_given - (stream.past + alive.sum(-1))
+def encoder_outputs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the outputs of encoders that came with a forward, by modality."""
+    return kwargs.get("mm_encoder_outputs") or {}
 
 
 def arguments(function: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Stream:
     """The tokens of one forward of the text tower. Set before layer 0, cut at most once at an input and once at a layer.
 
     ``cols, valid [B, T]`` name the tokens now flowing; ``past`` and ``end`` count original columns before and after
-    this forward; ``local [B, end]`` maps original columns to columns of the model's own mask after an input cut.
+    this forward; ``local [B, end]`` maps original columns to columns of the model's own mask after an input cut, and
+    ``renumbered`` says that positions were then counted anew.
     """
 
     cols: Tensor
@@ -28,6 +29,7 @@ class Stream:
     end: int
     kind: Tensor | None = None
     local: Tensor | None = None
+    renumbered: bool = False
     index: Tensor | None = None
     cut_layer: int | None = None
     plan: dict[int, Selection] = field(default_factory=dict)
@@ -90,3 +92,15 @@ def visible(mask: Tensor | None, cols: Tensor, stream: Stream) -> Tensor:
     if mask is not None:
         return by_column(mask, cols, stream)
     return cols[:, :, None, :] <= stream.cols[:, None, :, None]
+
+
+def windowed(mask: Tensor | None, stream: Stream, window: int) -> Tensor:
+    """Narrow the model's own mask to ``window`` original columns: after an input cut it counts only those left."""
+    slots = stream.past + stream.cols.shape[1] if mask is None else mask.shape[-1]
+    assert stream.local is not None
+    place = stream.local[:, : stream.end].clamp(max=slots)
+    cols = torch.full((place.shape[0], slots + 1), DEAD, dtype=torch.int32, device=place.device)
+    cols.scatter_(1, place, torch.arange(stream.end, dtype=torch.int32, device=place.device).expand_as(place))
+    distance = (stream.cols[:, :, None] - cols[:, None, :slots])[:, None]
+    near = (distance < window) | ~stream.valid[:, None, :, None]
+    return near & (distance >= 0) if mask is None else mask & near

@@ -2,225 +2,172 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from tithe.seams.attention import Tapped
 from tithe.seams.cache import CacheLayer
 from tithe.seams.evidence import LayerEvidence
+from tithe.seams.observe import last_queries, original_columns, remember
 from tithe.seams.rows import streamed
-from tithe.seams.stores import View
-from tithe.seams.stores.base import gathered
-from tithe.seams.stream import Stream, by_column, visible
+from tithe.seams.stores import Store, View
+from tithe.seams.stores.base import attending, gathered
+from tithe.seams.stream import Stream, visible, windowed
 from tithe.types import Reducer, Selection
 
 if TYPE_CHECKING:
     from tithe.flow import Run
 
+Results = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer's attention: the new queries, the model's own mask, and where the keys are."""
+
+    index: int
+    module: nn.Module
+    query: Tensor
+    mask: Tensor | None
+    stream: Stream
+    layer: CacheLayer | None
+    fresh: View
+    scaling: float
+    softcap: float | None
+    rest: dict[str, Any]
+
+    @property
+    def store(self) -> Store | None:
+        """What the layer holds, this forward's tokens included; None without a cache."""
+        return self.layer.store if self.layer is not None else None
+
+    @property
+    def steps(self) -> int:
+        """The number of queries."""
+        return self.query.shape[2]
+
+    def view(self) -> View:
+        """Everything attended to, in the padded layout."""
+        return self.store.view() if self.store is not None else self.fresh
+
 
 class TextTap:
     """Attention of the text tower. Steps fire through ``run``; all state lives in the cache layers and the stream."""
 
-    def __init__(self, run: Run, tapped: Tapped | None = None) -> None:
+    tapped: Tapped
+
+    def __init__(self, run: Run) -> None:
         self.run = run
-        self.tapped = tapped
 
     def attend(
         self, index: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Attend to what the layer holds, then observe and fire."""
-        run, stream = self.run, self.run.stream
-        layer: CacheLayer | None = getattr(key, "layer", None)
+        stream = self.run.stream
+        assert stream is not None
         scaling = kwargs.pop("scaling", None) or query.shape[-1] ** -0.5
-        softcap = kwargs.get("softcap")
-        steps = query.shape[2]
-        if layer is None or layer.store is None:
-            view = View(key, value, stream.cols[:, None], stream.valid[:, None])
-            ragged = False
-        else:
-            ragged = layer.store.ragged
-            view = None if ragged else layer.store.view()
-        chosen = stream.plan.get(index) if steps == 1 and layer is not None else None
-        reducers = run.plan.reducers(index, run.phase)
-        weights = None
-        if chosen is not None and layer is not None:
-            view = _subset(layer.store.view() if view is None else view, chosen)
-        results: dict[str, dict[str, Tensor]] = {}
-        if reducers or (chosen is None and view is not None and softcap is not None and not view.valid.all()):
-            view = layer.store.view() if view is None and layer is not None and layer.store is not None else view
-            assert view is not None
-            out, results = self._streamed(query, view, mask, stream, scaling, reducers, softcap)
-            held = view.keys.shape[2]
-        elif view is None and layer is not None and layer.store is not None:
-            shown = None if mask is None else _columns(mask, stream)[:, 0]
-            out = layer.store.attend(query, scaling, shown)  # type: ignore[attr-defined]
-            held = layer.store.length
-        else:
-            assert view is not None
-            own = self._mask(view, mask, stream, query, whole=chosen is None)
-            assert self.tapped is not None
-            out, weights = self.tapped.run_own(
-                module, query, view.keys, view.values, own, scaling=scaling, **kwargs
-            )
-            held = view.keys.shape[2]
-        run.counter.attention(query, held, stream.width, run.reach(layer))
-        self._observe(index, layer, view, query, mask, stream, scaling, softcap, results, chosen is not None)
+        layer: CacheLayer | None = getattr(key, "layer", None)
+        window = kwargs.get("sliding_window")
+        if window and stream.local is not None and not stream.renumbered:
+            mask = windowed(mask, stream, window)
+        fresh = View(key, value, stream.cols[:, None], stream.valid[:, None])
+        call = Call(index, module, query, mask, stream, layer, fresh, scaling, kwargs.get("softcap"), kwargs)
+        out, weights, held, results = self._attend(call)
+        self.run.counter.attention(query, held, stream.width, self.run.reach(layer))
+        self._observe(call, results)
+        self.run.after_attention(index, layer)
+        if layer is not None:
+            layer.trim()
         return out, weights
 
-    def _mask(self, view: View, mask: Tensor | None, stream: Stream, query: Tensor, whole: bool) -> Tensor | None:
+    def _attend(self, call: Call) -> tuple[Tensor, Tensor | None, int, Results]:
+        """Return the output, the weights (eager only), the number of keys read, and the reductions."""
+        store, chosen = call.store, call.stream.plan.get(call.index)
+        reducers = self.run.plan.reducers(call.index, self.run.phase)
+        if chosen is not None and call.steps == 1:
+            view = subset(call.view(), chosen)
+        elif reducers:
+            view = call.view()
+            out, results = self._streamed(call, view, reducers)
+            return out, None, view.keys.shape[2], results
+        elif store is not None and attending(store):
+            shown = None if call.mask is None else original_columns(call.mask, call.stream)[:, 0]
+            return store.attend(call.query, call.scaling, shown, call.softcap), None, store.length, {}
+        else:
+            view = call.view()
+        mask = self._mask(call, view, whole=chosen is None)
+        out, weights = self.tapped.run_own(
+            call.module, call.query, view.keys, view.values, mask, scaling=call.scaling, **call.rest
+        )
+        return out, weights, view.keys.shape[2], {}
+
+    def _mask(self, call: Call, view: View, whole: bool) -> Tensor | None:
         """Return the mask for ``view``: the model's own, gathered at the columns held where it does not line up."""
-        steps, held = query.shape[2], view.keys.shape[2]
-        shared = view.cols.shape[1] == 1
-        if mask is not None and whole and shared and mask.shape[-1] == held and mask.shape[-2] == steps:
+        mask, stream, steps = call.mask, call.stream, call.steps
+        held, shared = view.keys.shape[2], view.cols.shape[1] == 1
+        if mask is not None and whole and shared and mask.shape[-2:] == (steps, held):
             return mask
-        if mask is None and ((steps == 1 and view.valid.all()) or (steps == held and stream.whole)):
-            if steps == 1 or self.tapped is None or self.tapped.own == "sdpa":
+        if mask is None and steps == 1:
+            if bool(view.valid.all()):
                 return None
-        shown = view.valid[:, :, None] if mask is None and steps == 1 else visible(mask, view.cols, stream) & view.valid[:, :, None]
+            shown = view.valid[:, :, None]
+        elif mask is None and steps == held and stream.whole and self.tapped.own == "sdpa":
+            return None
+        else:
+            shown = visible(mask, view.cols, stream) & view.valid[:, :, None]
         if not stream.whole:
             shown = shown | ~stream.valid[:, None, :, None]
         if not shared:
-            shown = shown.repeat_interleave(query.shape[1] // shown.shape[1], 1)
+            shown = shown.repeat_interleave(call.query.shape[1] // shown.shape[1], 1)
         return shown.expand(-1, -1, steps, -1)
 
-    def _streamed(
-        self,
-        query: Tensor,
-        view: View,
-        mask: Tensor | None,
-        stream: Stream,
-        scaling: float,
-        reducers: tuple[Reducer, ...],
-        softcap: float | None,
-    ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-        steps, held = query.shape[2], view.keys.shape[2]
-        aligned = mask is None and view.cols.shape[1] == 1 and bool(view.valid.all()) and stream.whole
+    def _streamed(self, call: Call, view: View, reducers: tuple[Reducer, ...]) -> tuple[Tensor, Results]:
+        """Attend and reduce in one pass over blocks of rows."""
+        stream = call.stream
+        ordered = call.mask is None and view.cols.shape[1] == 1 and bool(view.valid.all()) and stream.whole
         allowed = None
-        if not (aligned and (steps == 1 or steps == held)):
-            allowed = visible(mask, view.cols, stream) & view.valid[:, :, None]
+        if not ordered or call.steps not in (1, view.keys.shape[2]):
+            allowed = visible(call.mask, view.cols, stream) & view.valid[:, :, None]
             allowed = allowed | ~stream.valid[:, None, :, None]
         live = None if stream.whole else stream.valid
         return streamed(
-            query, view.keys, view.values, scaling, stream.cols, view.cols, allowed, live, reducers, softcap
+            call.query, view.keys, view.values, call.scaling, stream.cols, view.cols, allowed, live, reducers, call.softcap
         )
 
-    def _observe(
-        self,
-        index: int,
-        layer: CacheLayer | None,
-        view: View | None,
-        query: Tensor,
-        mask: Tensor | None,
-        stream: Stream,
-        scaling: float,
-        softcap: float | None,
-        results: dict[str, dict[str, Tensor]],
-        partial: bool,
-    ) -> None:
-        run = self.run
-        if layer is not None and layer.store is not None:
-            for reducer in run.plan.reducers(index, run.phase):
-                if reducer.lasting:
-                    total = results[reducer.name]["sum"]
-                    before = layer.store.side(reducer.name)
-                    layer.store.set_side(reducer.name, total if before is None else before + total)
-        window = run.plan.window(index)
-        observed = self._last(query, mask, stream, window) if window else {}
-        if layer is not None and run.phase == "prefill" and run.plan.fires("attention", "prefill", index):
-            remember(layer, observed, scaling, softcap, window or 0)
-            layer.memory["kind"] = _kinds(layer, stream)
-        if run.plan.evidence(index) and not partial:
-            held = view if view is not None else layer.store.view()  # type: ignore[union-attr]
-            stream.evidence["text", index] = LayerEvidence(
-                view=held,
-                scaling=scaling,
-                softcap=softcap,
-                side=layer.store.side if layer is not None and layer.store is not None else lambda name: None,
+    def _observe(self, call: Call, results: Results) -> None:
+        """Keep what later steps of this forward, or the end of the prefill, will read."""
+        plan, phase, index, layer = self.run.plan, self.run.phase, call.index, call.layer
+        for reducer in plan.reducers(index, phase) if call.store is not None else ():
+            if reducer.lasting:
+                before, added = call.store.side(reducer.name), results[reducer.name]["sum"]
+                call.store.set_side(reducer.name, added if before is None else before + added)
+        window = plan.window(index)
+        seen = last_queries(call.query, call.mask, call.stream, window) if window else None
+        if layer is not None and phase == "prefill" and plan.fires("attention", "prefill", index):
+            remember(layer, seen, call.stream, window)
+            layer.scaling, layer.softcap = call.scaling, call.softcap
+        if plan.evidence(index) and index not in call.stream.plan:
+            call.stream.evidence["text", index] = LayerEvidence(
+                view=call.view(),
+                scaling=call.scaling,
+                queries=seen.queries if seen is not None else None,
+                query_cols=seen.cols if seen is not None else None,
+                live=seen.live if seen is not None else None,
+                shown=seen.shown if seen is not None else None,
+                softcap=call.softcap,
+                side=call.store.side if call.store is not None else _no_side,
                 results=results,
-                **observed,
             )
-        run.after_attention(index, layer)
-        if layer is not None:
-            layer.trim()
-
-    def _last(self, query: Tensor, mask: Tensor | None, stream: Stream, window: int) -> dict[str, Tensor]:
-        """Return the last ``window`` live queries of each row, with what each may see by original column."""
-        steps = query.shape[2]
-        take = min(window, steps)
-        if stream.whole:
-            place = torch.arange(steps - take, steps, device=query.device).expand(query.shape[0], take)
-            live = torch.ones_like(place, dtype=torch.bool)
-        else:
-            order = torch.where(stream.valid, torch.arange(steps, device=query.device), -1).sort(-1).values
-            place = order[:, steps - take :]
-            live = place >= 0
-            place = place.clamp(min=0)
-        rows, heads, _, dim = query.shape
-        queries = query.gather(2, place[:, None, :, None].expand(rows, heads, take, dim))
-        cols = stream.cols.gather(1, place)
-        if mask is None:
-            every = torch.arange(stream.end, device=query.device)
-            shown = (every <= cols[..., None])[:, None]
-        else:
-            width = mask.shape[-1]
-            picked = mask.expand(rows, 1, -1, -1).gather(2, place[:, None, :, None].expand(rows, 1, take, width))
-            shown = _columns(picked, stream)
-        return {"queries": queries, "query_cols": cols, "live": live, "shown": shown}
 
 
-def _columns(mask: Tensor, stream: Stream) -> Tensor:
-    """Return ``mask [B, 1, T, local]`` by original column: ``[B, 1, T, end]``."""
-    if stream.local is None:
-        return mask
-    every = torch.arange(stream.end, device=mask.device, dtype=torch.int32)
-    return by_column(mask, every.expand(stream.cols.shape[0], 1, -1), stream)
-
-
-def _kinds(layer: CacheLayer, stream: Stream) -> Tensor:
-    """Return the kind of every original column up to here, ``[B, end]`` int8 (0 where unknown)."""
-    kinds = torch.zeros(stream.cols.shape[0], stream.end + 1, dtype=torch.int8, device=stream.cols.device)
-    if "kind" in layer.memory:
-        old = layer.memory["kind"]
-        kinds[:, : old.shape[1]] = old
-    if stream.kind is not None:
-        kinds.scatter_(1, stream.cols.clamp(max=stream.end).long(), stream.kind.to(torch.int8))
-    return kinds[:, : stream.end]
-
-
-def remember(layer: CacheLayer, observed: dict[str, Tensor], scaling: float, softcap: float | None, window: int) -> None:
-    """Keep the last observed queries of a prefill that may go on in further chunks."""
-    memory = layer.memory
-    if observed and "queries" in memory:
-        queries = torch.cat([memory["queries"], observed["queries"]], 2)[:, :, -window:]
-        cols = torch.cat([memory["query_cols"], observed["query_cols"]], 1)[:, -window:]
-        live = torch.cat([memory["live"], observed["live"]], 1)[:, -window:]
-        older, newer = memory["shown"], observed["shown"]
-        blank = older.new_zeros(*older.shape[:3], newer.shape[3] - older.shape[3])
-        shown = torch.cat([torch.cat([older, blank], 3), newer], 2)[:, :, -window:]
-        observed = {"queries": queries, "query_cols": cols, "live": live, "shown": shown}
-    memory.update({name: tensor.clone() for name, tensor in observed.items()})
-    layer.scaling, layer.softcap = scaling, softcap
-
-
-def recall(layer: CacheLayer) -> LayerEvidence:
-    """Return the evidence of a finished prefill from what the layer remembers."""
-    assert layer.store is not None
-    kept = {name: layer.memory.get(name) for name in ("queries", "query_cols", "live", "shown")}
-    return LayerEvidence(
-        view=layer.store.view(), scaling=layer.scaling, softcap=layer.softcap, side=layer.store.side, **kept
-    )
-
-
-def forget(layer: CacheLayer) -> None:
-    """Free what was remembered for the end of the prefill."""
-    for name in ("queries", "query_cols", "live", "shown"):
-        layer.memory.pop(name, None)
-
-
-def _subset(view: View, chosen: Selection) -> View:
+def subset(view: View, chosen: Selection) -> View:
     """Return the tokens of ``view`` that ``chosen`` (of another layer) keeps, and always the newest one."""
     hit = chosen.hit(view.cols) & view.valid
     hit[..., -1] |= view.valid[..., -1]
     return gathered(view, hit)
+
+
+def _no_side(name: str) -> Tensor | None:
+    return None

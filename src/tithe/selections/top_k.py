@@ -1,7 +1,8 @@
-"""Keep the highest scores under a budget: per head, pooled over heads, or shared by all heads."""
+"""Keep the highest scores under a budget: per head, or pooled over heads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,14 @@ from torch import Tensor
 from tithe.budget import Budget
 from tithe.types import Selection, Tokens
 
+Allot = Callable[[Tensor, Tensor], Tensor]
 
-def ranks(score: Tensor) -> Tensor:
-    """Return each token's rank along the last axis, 0 for the highest; ties go to the earlier token."""
-    return score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+def highest(score: Tensor, count: Tensor) -> Tensor:
+    """Return the mask of the ``count [..., 1]`` highest along the last axis, ties to the earlier."""
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    first = torch.arange(score.shape[-1], device=score.device) < count
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, first.expand_as(score))
 
 
 def masked(score: Tensor, candidates: Tensor, protected: Tensor) -> Tensor:
@@ -27,31 +32,43 @@ class TopK:
     """The ``budget`` highest of each row and head; tokens not ``among`` a kind are kept without counting.
 
     ``slack`` lets a row hold that many tokens over its budget before it is cut back to it, so that a method which
-    fires at every decode step need not move the whole cache for each token.
+    fires at every decode step need not move the whole cache for each token. ``drop`` cuts a row that is over its
+    budget to ``1 - drop`` of it, so that it fills again. ``allot`` turns the count of each row and the tokens it
+    has seen, both ``[B]``, into this layer's count.
     """
 
     budget: Budget
     among: int | None = None
     slack: int = 0
+    drop: float = 0.0
+    allot: Allot | None = None
 
     def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
         """Select from ``score [B, H, n]``."""
         live = tokens.valid.expand_as(score)
         candidates = tokens.among(self.among).expand_as(score)
-        count = self.budget.count(base(tokens, self.among))
-        safe = self.budget.protected(tokens, candidates)
-        keep = ranks(masked(score, candidates, safe)) < count[:, None, None]
+        seen = base(tokens, self.among)
+        count = self.budget.count(seen)
+        if self.allot is not None:
+            count = torch.minimum(self.allot(count, seen), seen)
+        over = candidates.sum(-1, keepdim=True) > count[:, None, None] + self.slack
+        if not bool(over.any()):
+            return Selection(live, tokens.cols)
+        safe = self.budget.protected(candidates, count)
+        left = count - (count.double() * self.drop).long()
+        keep = highest(masked(score, candidates, safe), left[:, None, None])
         keep = (keep & candidates) | (live & ~candidates)
-        if self.slack:
-            roomy = candidates.sum(-1, keepdim=True) <= count[:, None, None] + self.slack
-            keep = torch.where(roomy, live, keep)
-        return Selection(keep, tokens.cols)
+        return Selection(torch.where(over, keep, live), tokens.cols)
 
 
 @dataclass(frozen=True)
 class PooledTopK:
     """The budget of all heads together goes to the highest scores of any head; each head is sure of ``floor`` of its
-    even share. Heads end with different numbers of tokens. (The allocation of Ada-KV, arXiv 2407.11550.)"""
+    even share. Heads end with different numbers of tokens, and rounding may lose some. (Ada-KV, arXiv:2407.11550.)
+
+    With ``b`` tokens a head beside the protected ones and ``c`` of the pooled best in a head, the head keeps
+    ``round(c (1 - floor) + int(b floor))`` of its own best, halves to even, as the authors' code rounds.
+    """
 
     budget: Budget
     floor: float = 0.2
@@ -60,13 +77,15 @@ class PooledTopK:
         """Select from ``score [B, H, n]``."""
         rows, heads, held = score.shape
         live = tokens.valid.expand_as(score)
-        safe = self.budget.protected(tokens, live)
         count = self.budget.count(tokens.seen)
-        least = (count.double() * self.floor).long().clamp(min=self.budget.sink + self.budget.recent, max=None)
-        own = ranks(masked(score, live, safe)) < torch.minimum(least, count)[:, None, None]
-        pooled = masked(score, live, (own & live) | safe).reshape(rows, heads * held)
-        keep = ranks(pooled) < (count * heads)[:, None]
-        return Selection(keep.view(rows, heads, held) & live, tokens.cols)
+        safe = self.budget.protected(live, count)
+        free = masked(score, live & ~safe, torch.zeros_like(safe))
+        even = (count[:, None] - safe.sum(-1)).clamp(min=0)
+        best = highest(free.reshape(rows, heads * held), even.sum(-1, keepdim=True)).view_as(free)
+        share = (best & live & ~safe).sum(-1).float() * (1 - self.floor) + (even.double() * self.floor).long()
+        keep = (highest(free, share.round()[..., None]) & live) | safe
+        over = (live.sum((1, 2)) > count * heads)[:, None, None]
+        return Selection(torch.where(over, keep, live), tokens.cols)
 
 
 def base(tokens: Tokens, among: int | None) -> Tensor:

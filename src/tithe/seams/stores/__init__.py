@@ -3,5 +3,6 @@
 from tithe.seams.stores.base import Store, View
 from tithe.seams.stores.dense import Dense
 from tithe.seams.stores.paged import Paged
+from tithe.seams.stores.quantised import Packing, Quantised
 
-__all__ = ["Dense", "Paged", "Store", "View"]
+__all__ = ["Dense", "Packing", "Paged", "Quantised", "Store", "View"]

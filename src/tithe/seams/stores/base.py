@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,9 +21,14 @@ class View(NamedTuple):
 
 
 class Store(Protocol):
-    """One layer's keys and values with the columns they came from, and per-token state of methods beside them."""
+    """One layer's keys and values with the columns they came from, and per-token state of methods beside them.
 
-    ragged: bool
+    ``attends``: whether the content does not lie as the model's attention wants it, so that the store attends itself.
+    ``sides``: the names of the per-token state; ``side`` reads it.
+    """
+
+    attends: bool
+    sides: dict[str, Tensor]
 
     def append(self, keys: Tensor, values: Tensor, cols: Tensor, valid: Tensor) -> None:
         """Add T tokens: ``keys, values [B, H, T, d]``, ``cols, valid [B, 1, T]``."""
@@ -49,6 +54,10 @@ class Store(Protocol):
         """Return the store after ``select`` on the batch axis (beams, repeats)."""
         ...
 
+    def crop(self, last: int) -> None:
+        """Forget the last ``last`` tokens appended."""
+        ...
+
     @property
     def length(self) -> int:
         """The number of slots of the longest row and head."""
@@ -61,6 +70,23 @@ class Store(Protocol):
     def tensors(self) -> list[Tensor]:
         """Every tensor whose storage counts as allocated."""
         ...
+
+
+class Attending(Store, Protocol):
+    """A store that attends itself."""
+
+    def attend(self, query: Tensor, scaling: float, visible: Tensor | None, softcap: float | None = None) -> Tensor:
+        """Attend ``query [B, Hq, T, d]`` to everything held; return ``[B, T, Hq, d]``.
+
+        ``visible [B, T, columns]`` is the model's own mask by original column; None lets each query see every token.
+        ``softcap`` bounds the logits by ``tanh``, as Gemma 2 does.
+        """
+        ...
+
+
+def attending(store: Store) -> TypeGuard[Attending]:
+    """Whether ``store`` attends itself."""
+    return store.attends
 
 
 def gathered(view: View, mask: Tensor) -> View:

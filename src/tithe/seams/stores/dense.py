@@ -19,7 +19,7 @@ def room(tokens: int) -> int:
 class Dense:
     """Preallocated ``[B, H, capacity, d]`` blocks; ``cols`` and ``valid`` are ``[B, 1, ...]`` while heads agree."""
 
-    ragged = False
+    attends = False
 
     def __init__(self, keys: Tensor, values: Tensor, cols: Tensor, valid: Tensor, capacity: int | None = None) -> None:
         self.length = 0

@@ -20,7 +20,7 @@ PAGE = 32
 class Paged:
     """Ragged segments in pages of ``PAGE`` tokens. Slack: at most one spare page for each segment."""
 
-    ragged = True
+    attends = True
 
     def __init__(self, rows: int, heads: int, keys: Tensor, values: Tensor, cols: Tensor, owner: Tensor, count: Tensor) -> None:
         self.rows, self.heads = rows, heads
@@ -158,7 +158,7 @@ class Paged:
         block[: self._pages][filled] = flat[owner[filled], slot[filled]]
         self.sides[name] = block
 
-    def attend(self, query: Tensor, scaling: float, visible: Tensor | None) -> Tensor:
+    def attend(self, query: Tensor, scaling: float, visible: Tensor | None, softcap: float | None = None) -> Tensor:
         """Attend ``query [B, Hq, T, d]`` to everything held; return ``[B, T, Hq, d]``.
 
         ``visible [B, T, columns]`` is the model's own mask by original column; None lets each query see every token.
@@ -169,6 +169,8 @@ class Paged:
         owner = self._owner[:pages]
         folded = (query * scaling).reshape(segments, group * steps, dim)
         logits = torch.bmm(folded[owner], self._keys[:pages].transpose(1, 2)).float()
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
         cols = self._cols[:pages]
         seen = (cols < DEAD)[:, None]
         if visible is not None:

@@ -1,0 +1,1 @@
+"""Tasks by name, each for one kind of model."""

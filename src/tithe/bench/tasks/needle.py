@@ -1,0 +1,43 @@
+"""Recall: one fact in a long context and one question, or many facts and several questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tithe.bench.prompt import Ask, Prompt, check_window, from_ids, tokenizer_of
+from tithe.bench.tasks.base import Questions, Setting
+from tithe.bench.tasks.recall import recall_case
+from tithe.errors import BadInput
+from tithe.types import HostKind
+from tithe.zoo import Loaded
+
+
+@dataclass(frozen=True)
+class Recall(Questions):
+    """``facts`` lines among ``setting.length`` tokens of source code, ``asked`` of them asked for; both values count."""
+
+    name: str
+    facts: int
+    asked: int
+    kind: HostKind = "llm"
+
+    def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
+        """Yield one context a case, with the questions about it."""
+        tokenizer = tokenizer_of(loaded)
+        for seed in setting.seeds():
+            try:
+                case = recall_case(tokenizer, length=setting.length, facts=self.facts, asked=self.asked, seed=seed)
+            except ValueError as error:
+                raise BadInput(f"task={self.name!r}, length={setting.length}: {error}") from error
+            asks = []
+            for question, answer in zip(case.questions, case.answers, strict=True):
+                ids = tuple(tokenizer(question, add_special_tokens=False)["input_ids"])
+                room = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+                check_window(loaded.model, setting.length + len(ids) + room)
+                asks.append(Ask(ids, question, answer.strip(), room))
+            yield Prompt(from_ids(loaded.model, case.ids), tuple(asks))
+
+
+NEEDLE = Recall("needle", facts=1, asked=1)
+MULTIKEY = Recall("multikey", facts=12, asked=4)

@@ -1,0 +1,132 @@
+"""Pictures: name the digits of a canvas, or answer a question about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tithe.bench import figures
+from tithe.bench.ask import Attach
+from tithe.bench.prompt import Ask, Inputs, Prompt, compose, tokenizer_of
+from tithe.bench.tasks import canvas
+from tithe.bench.tasks.base import Answer, Outcome, Questions, Setting, average
+from tithe.errors import BadInput
+from tithe.types import HostKind
+from tithe.zoo import Loaded
+
+BATCH = 64
+CLASSES = canvas.EMPTY + 1
+GROUPS = len(canvas.QUADRANTS)
+
+
+@dataclass(frozen=True)
+class Vqa(Questions):
+    """One question about a canvas of handwritten digits: what digit, what colour, where."""
+
+    name: str = "vqa"
+    kind: HostKind = "vlm"
+
+    def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
+        """Yield one picture a case; the context ends with the picture, so that the question can come after it."""
+        for seed in setting.seeds():
+            case = canvas.vqa_case(seed, "test")
+            room = len(tokenizer_of(loaded)(case.answer, add_special_tokens=False)["input_ids"])
+            room += 8 if getattr(loaded.processor, "chat_template", None) else 0
+            prompt = compose(loaded, image=Image.fromarray(case.image), question=case.question, room=room)
+            (one,) = prompt.asks
+            yield Prompt(prompt.inputs, (Ask(one.ids, case.question, case.answer, room),))
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The digit of each quadrant of a canvas; ``quality`` is the share of digits named right, empty quadrants aside."""
+
+    name: str = "digits"
+    kind: HostKind = "vit"
+    positions: bool = False
+
+    def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
+        """Classify in batches."""
+        self._check(loaded)
+        answers, costs = [], []
+        cases = [canvas.digits_case(seed, "test") for seed in setting.seeds()]
+        for start in range(0, len(cases), BATCH):
+            some = cases[start : start + BATCH]
+            inputs = _pixels(loaded, [case.image for case in some])
+            with torch.no_grad(), attach() as run:
+                named = _groups(loaded.model(**inputs).logits)
+                if run is not None:
+                    costs.append(figures.of_run(run, patches_and_cls(loaded.model, inputs), len(some)))
+            for row, case in enumerate(some):
+                answers += _marked(start + row, case.labels, named[row])
+        return Outcome(fmean(answer.right for answer in answers), tuple(answers), average(costs))
+
+    def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
+        """Return eight pictures: one alone is over before a clock can tell."""
+        self._check(loaded)
+        return _pixels(loaded, [canvas.digits_case(seed, "test").image for seed in setting.seeds()[:8]])
+
+    def _check(self, loaded: Loaded) -> None:
+        labels = getattr(loaded.model.config, "num_labels", 0)
+        if labels != GROUPS * CLASSES or not hasattr(loaded.model, "classifier"):
+            raise BadInput(
+                f"task={self.name!r} needs a classifier with {GROUPS} x {CLASSES} labels, the digits of four quadrants; "
+                f"this {type(loaded.model).__name__} has {labels}."
+            )
+
+
+def labelled(model: Any, logits: Tensor) -> str:
+    """Return in words what a classifier says of one picture: its label, or the digits of a canvas."""
+    names = model.config.id2label
+    if logits.shape[-1] == GROUPS * CLASSES:
+        places = _groups(logits)[0] + torch.arange(GROUPS) * CLASSES
+        return ", ".join(str(names[int(place)]) for place in places)
+    return str(names[int(logits[0].argmax())])
+
+
+def patches_and_cls(model: Any, inputs: Inputs) -> int:
+    """Return the number of tokens that enter the first block of a vision tower."""
+    from tithe.hosts import find
+
+    widths: list[int] = []
+    vision = find(model).vision
+    assert vision is not None
+
+    def note(_: Any, args: tuple[Tensor, ...]) -> None:
+        widths.append(args[0].shape[1])
+
+    handle = vision.layers[0].register_forward_pre_hook(note)
+    try:
+        with torch.no_grad():
+            model(**{name: tensor[:1] for name, tensor in inputs.items()})
+    finally:
+        handle.remove()
+    return widths[0]
+
+
+def _pixels(loaded: Loaded, images: list[canvas.Image]) -> Inputs:
+    batch = loaded.processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+    return {"pixel_values": batch["pixel_values"].to(loaded.model.device, loaded.model.dtype)}
+
+
+def _groups(logits: Tensor) -> Tensor:
+    return logits.view(-1, GROUPS, CLASSES).argmax(-1).cpu()
+
+
+def _marked(case: int, labels: np.ndarray, named: Tensor) -> list[Answer]:
+    return [
+        Answer(case, place, str(label), str(given), label == given)
+        for place, label, given in zip(canvas.QUADRANTS, labels.tolist(), named.tolist(), strict=True)
+        if label != canvas.EMPTY
+    ]
+
+
+VQA = Vqa()
+DIGITS = Digits()

@@ -1,0 +1,32 @@
+"""The output of an image encoder, whatever container its family uses: flat rows of features, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sizes(output: Any) -> list[int]:
+    """Return the number of features in each entry of ``output`` (a tensor, or a list of ragged ones)."""
+    return [entry.numel() // entry.shape[-1] for entry in output.pooler_output]
+
+
+def levels(output: Any) -> list[Tensor]:
+    """Return the features ``[tokens, d]`` in order of their placeholders, then those that go to deeper layers."""
+    deep = getattr(output, "deepstack_features", None) or []
+    return [_flat(output.pooler_output), *(_flat(level) for level in deep)]
+
+
+def rebuilt(output: Any, flat: list[Tensor]) -> Any:
+    """Return a copy of ``output`` with the features ``flat`` (as from ``levels``), in the container its model expects."""
+    copy = type(output)(**dict(output.items()))
+    copy.pooler_output = flat[0][None] if isinstance(output.pooler_output, Tensor) else [flat[0]]
+    if len(flat) > 1:
+        copy.deepstack_features = [[level] for level in flat[1:]]
+    return copy
+
+
+def _flat(entries: Any) -> Tensor:
+    return torch.cat([entry.reshape(-1, entry.shape[-1]) for entry in entries])
