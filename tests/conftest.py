@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import torch
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+
+# Shapes in signatures are enforced here and nowhere else: users pay nothing for them.
+install_import_hook(["tithe.types", "tithe.scores", "tithe.selections"], "beartype.beartype")

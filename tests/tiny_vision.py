@@ -285,7 +285,7 @@ def prompt(name: str, model: PreTrainedModel, rows: list[int], seed: int = 0, te
     """Return what ``model`` takes for a left-padded batch with ``rows[b]`` images in row b, text around each."""
     draw = torch.Generator().manual_seed(seed)
     family = VLMS[name]
-    pictures = family.pictures(model, rows, draw)
+    pictures = family.pictures(model, rows, draw) if sum(rows) else Pictures({}, [])
     left = iter(pictures.tokens)
     lines = []
     for row, count in enumerate(rows):

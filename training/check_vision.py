@@ -1,7 +1,7 @@
 """Print what token choice is worth on the shipped vision models: `python training/check_vision.py`.
 
 Accuracy on test canvases after keeping some of the 144 patches: in `zoo:vlm` between tower and language model
-or inside the language model, in `zoo:vit` after its first block. Positions stay the original ones.
+or inside the language model, in `zoo:vit` after its first blocks. Positions stay the original ones.
 """
 
 from __future__ import annotations
@@ -86,9 +86,7 @@ def prompts(model: Any, processor: Any, seeds: range, kind: canvas.Kind | None) 
     alive = inputs["attention_mask"]
     positions = (alive.cumsum(-1) - 1).clamp(min=0)
     masks = stack([case.digits for case in cases]), stack([case.relevant for case in cases])
-    return Prompts(
-        torch.tensor(answers), embedded, alive, positions, image, features, seen.attentions, *masks
-    )
+    return Prompts(torch.tensor(answers), embedded, alive, positions, image, features, seen.attentions, *masks)
 
 
 def before_language(cases: int, kind: canvas.Kind | None) -> dict[str, list[float]]:
@@ -177,8 +175,8 @@ def told(model: Any, hidden: Tensor) -> Tensor:
     return model.lm_head(hidden[:, -1]).argmax(-1)
 
 
-def classifier_accuracy(cases: int) -> dict[str, list[float]]:
-    """Accuracy of `zoo:vit` on occupied quadrants by choice of patches after block 1, for each of `KEPT`."""
+def classifier_accuracy(cases: int, block: int) -> dict[str, list[float]]:
+    """Accuracy of `zoo:vit` on occupied quadrants by choice of patches after `block` blocks, for each of `KEPT`."""
     processor = AutoImageProcessor.from_pretrained(ZOO / "vit")
     model = ViTForImageClassification.from_pretrained(
         ZOO / "vit", dtype=torch.float32, attn_implementation="eager"
@@ -190,30 +188,28 @@ def classifier_accuracy(cases: int) -> dict[str, list[float]]:
         labels = torch.from_numpy(np.stack([case.labels for case in batch]))
         occupied = labels != canvas.EMPTY
         full = model(**inputs, output_hidden_states=True, output_attentions=True)
-        first, last = full.attentions[0], full.attentions[-1]
+        here, last = full.attentions[block - 1], full.attentions[-1]
         noise = torch.rand(len(batch), PATCHES)
         scores = {
             "random": noise,
             "uniform": uniform(len(batch)),
-            "CLS attention, block 1": first[:, :, 0, 1:].mean(1),
-            "received attention, block 1": first[:, :, 1:, 1:].mean((1, 2)),
+            "CLS attention, this block": here[:, :, 0, 1:].mean(1),
+            "received attention, this block": here[:, :, 1:, 1:].mean((1, 2)),
             "CLS attention, last block (two passes)": last[:, :, 0, 1:].mean(1),
             "oracle: any digit": noise + 10 * stack([case.digits for case in batch]),
         }
         for name, score in scores.items():
             for kept in KEPT:
-                columns = torch.cat(
-                    [torch.zeros(len(batch), 1, dtype=torch.long), 1 + chosen(score, kept)], 1
-                )
-                logits = after_first_block(model, gather(full.hidden_states[1], columns))
+                columns = torch.cat([torch.zeros(len(batch), 1, dtype=torch.long), 1 + chosen(score, kept)], 1)
+                logits = rest(model, block, gather(full.hidden_states[block], columns))
                 hit = logits.view(-1, 4, canvas.EMPTY + 1).argmax(-1) == labels
                 hits.setdefault(f"{name}|{kept}", []).append(hit[occupied])
     return table(hits)
 
 
-def after_first_block(model: ViTForImageClassification, hidden: Tensor) -> Tensor:
-    """Logits from what came out of block 1, [B, 1 + n, d] to [B, 44]."""
-    for layer in model.vit.layers[1:]:
+def rest(model: ViTForImageClassification, block: int, hidden: Tensor) -> Tensor:
+    """Logits from what came out of the first `block` blocks, [B, 1 + n, d] to [B, 44]."""
+    for layer in model.vit.layers[block:]:
         hidden = layer(hidden)
     return model.classifier(model.vit.layernorm(hidden)[:, 0])
 
@@ -232,9 +228,7 @@ def stack(masks: list[NDArray[np.bool_]]) -> Tensor:
 def table(hits: dict[str, list[Tensor]]) -> dict[str, list[float]]:
     """Mean hits by name, in the order of `KEPT`."""
     names = dict.fromkeys(key.split("|")[0] for key in hits)
-    return {
-        name: [torch.cat(hits[f"{name}|{kept}"]).float().mean().item() for kept in KEPT] for name in names
-    }
+    return {name: [torch.cat(hits[f"{name}|{kept}"]).float().mean().item() for kept in KEPT] for name in names}
 
 
 def show(title: str, rows: dict[str, list[float]]) -> None:
@@ -259,7 +253,9 @@ def main() -> None:
         "zoo:vlm, after language layer 1, one hop": lambda: inside_language(asked.cases, None, 1),
         "zoo:vlm, after language layer 1, two hops": lambda: inside_language(asked.cases, "beside", 1),
         "zoo:vlm, after language layer 2, two hops": lambda: inside_language(asked.cases, "beside", 2),
-        "zoo:vit, after block 1, occupied quadrants": lambda: classifier_accuracy(asked.cases),
+        "zoo:vit, after block 1, occupied quadrants": lambda: classifier_accuracy(asked.cases, 1),
+        "zoo:vit, after block 2, occupied quadrants": lambda: classifier_accuracy(asked.cases, 2),
+        "zoo:vit, after block 3, occupied quadrants": lambda: classifier_accuracy(asked.cases, 3),
     }
     for title, job in jobs.items():
         show(f"{title} ({asked.cases} test cases)", job())

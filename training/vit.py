@@ -10,9 +10,9 @@ import argparse
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from vision_common import (
@@ -57,9 +57,7 @@ def build_model() -> ViTForImageClassification:
 
 def build_processor() -> ViTImageProcessorPil:
     """The PIL image processor; a canvas passes through it at its own size."""
-    return ViTImageProcessorPil(
-        size={"height": canvas.SIDE, "width": canvas.SIDE}, image_mean=MEAN, image_std=STD
-    )
+    return ViTImageProcessorPil(size={"height": canvas.SIDE, "width": canvas.SIDE}, image_mean=MEAN, image_std=STD)
 
 
 def train_model(model: ViTForImageClassification, steps: int, seed: int) -> float:
@@ -74,8 +72,8 @@ def train_model(model: ViTForImageClassification, steps: int, seed: int) -> floa
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = model(pixels(s.image for s in drawn), output_hidden_states=True)
             patches = out.hidden_states[-2][:, 1:].flatten(0, 1)
-            by_patch = F.cross_entropy(digit(patches).float(), digits)
-            by_quadrant = F.cross_entropy(out.logits.float().view(-1, CLASSES), quadrants)
+            by_patch = cross_entropy(digit(patches).float(), digits)
+            by_quadrant = cross_entropy(out.logits.float().view(-1, CLASSES), quadrants)
         return by_patch + 0.5 * by_quadrant, {"patch": by_patch.item(), "quadrant": by_quadrant.item()}
 
     def report(step: int) -> None:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -43,6 +43,7 @@ from tithe.bench.tasks import canvas
 
 FOLDER = ZOO / "vlm"
 WIDTH, BATCH, ASKED, SLOT = 128, 16, 10, 7
+CLASSES = canvas.EMPTY + 1
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 WORDS = ["what", "digit", "colour", "is", "where", "beside"]
 VOCABULARY = [*SPECIAL, *WORDS, *canvas.QUADRANTS, *map(str, range(10)), *canvas.COLOUR_NAMES]
@@ -107,9 +108,7 @@ def build_processor() -> LlavaProcessor:
     """Word-level tokenizer, begun by <s>, and the PIL image processor."""
     words = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", IDS["<s>"])]
-    )
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", IDS["<s>"])])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
         bos_token="<s>",
@@ -144,7 +143,7 @@ def scenes(step: int, seed: int) -> tuple[list[canvas.Scene], np.random.Generato
 def train_tower(model: LlavaForConditionalGeneration, steps: int, seed: int) -> float:
     """Train the tower on dense labels; the heads are thrown away. Returns CPU minutes."""
     tower = model.model.vision_tower
-    digit, colour, quadrant = (nn.Linear(WIDTH, n) for n in (canvas.EMPTY + 1, len(canvas.COLOURS) + 1, 44))
+    digit, colour, quadrant = (nn.Linear(WIDTH, n) for n in (CLASSES, len(canvas.COLOURS) + 1, 4 * CLASSES))
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         drawn, _ = scenes(step, seed)
@@ -155,9 +154,9 @@ def train_tower(model: LlavaForConditionalGeneration, steps: int, seed: int) -> 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = tower(pixels(s.image for s in drawn), output_hidden_states=True)
             patches = out.hidden_states[-2][:, 1:].flatten(0, 1)
-            by_digit = F.cross_entropy(digit(patches).float(), digits)
-            by_colour = F.cross_entropy(colour(patches).float(), colours)
-            by_quadrant = F.cross_entropy(quadrant(out.pooler_output).float().view(-1, 11), quadrants)
+            by_digit = cross_entropy(digit(patches).float(), digits)
+            by_colour = cross_entropy(colour(patches).float(), colours)
+            by_quadrant = cross_entropy(quadrant(out.pooler_output).float().view(-1, CLASSES), quadrants)
         parts = {"digit": by_digit.item(), "colour": by_colour.item(), "quadrant": by_quadrant.item()}
         return by_digit + 0.5 * by_colour + 0.3 * by_quadrant, parts
 
@@ -207,7 +206,7 @@ def train_language(model: LlavaForConditionalGeneration, steps: int, seed: int) 
                 use_cache=False,
             ).last_hidden_state
             told = batch.targets != -100
-            each = F.cross_entropy(model.lm_head(hidden[told]).float(), batch.targets[told], reduction="none")
+            each = cross_entropy(model.lm_head(hidden[told]).float(), batch.targets[told], reduction="none")
         ends = batch.targets[told] == IDS["</s>"]
         answer, end = each[~ends].mean(), each[ends].mean()
         return answer + 0.1 * end, {"answer": answer.item(), "end": end.item()}

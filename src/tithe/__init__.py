@@ -1,5 +1,42 @@
 """Tithe finds the tokens that matter, and makes a transformer pay only for those."""
 
-from tithe.flow import Run, method, on
+from importlib import import_module
+from types import ModuleType
 
-__all__ = ["Run", "method", "on"]
+from tithe.catalogue import card, factories
+from tithe.check import check_host, check_method
+from tithe.errors import BadInput, Refused, ScoreError, TitheError
+from tithe.explanation import Explanation, explain
+from tithe.flow import Run, attach, method, on
+from tithe.trace import Event, Report, Trace
+
+__version__ = "0.1.0"
+
+_ROOMS = ("bench", "page", "zoo")
+
+__all__ = [
+    "BadInput",
+    "Event",
+    "Explanation",
+    "Refused",
+    "Report",
+    "Run",
+    "ScoreError",
+    "TitheError",
+    "Trace",
+    "attach",
+    "card",
+    "check_host",
+    "check_method",
+    "explain",
+    "factories",
+    "method",
+    "on",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a room when it is first asked for."""
+    if name in _ROOMS:
+        return import_module(f"tithe.{name}")
+    raise AttributeError(f"module 'tithe' has no attribute {name!r}")

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from tithe import catalogue, hosts
 from tithe.errors import BadInput, Refused
 from tithe.plan import Bound, Plan
-from tithe.seams.attach import attach
+from tithe.seams.attach import attach as attach_seams
 from tithe.seams.cache import CacheLayer
 from tithe.seams.evidence import Evidence, LayerEvidence
 from tithe.seams.inputs import ProbeDone
@@ -22,7 +22,7 @@ from tithe.seams.layers import StreamState
 from tithe.seams.stream import Stream
 from tithe.seams.observe import forget, recall
 from tithe.trace import Counter, Level, Report, Trace
-from tithe.types import Method, Phase, Tokens, checked
+from tithe.types import Method, Phase, Tokens, checked, layer_at
 
 MethodLike = str | Method
 
@@ -50,6 +50,9 @@ def on(
     return Run(model, catalogue.resolve(methods, params), level, beyond_window)
 
 
+attach = on
+
+
 class Run:
     """Methods attached to one model. ``trace`` holds what happened, ``report()`` sums it up."""
 
@@ -68,7 +71,7 @@ class Run:
         self.probing: Bound | None = None
         self.tower: Any = None
         self.image_inputs: dict[str, Any] = {}
-        self._seams = attach(self)
+        self._seams = attach_seams(self)
 
     # -- the caller's side ------------------------------------------------------------------------------------------
 
@@ -152,7 +155,8 @@ class Run:
     def after_attention(self, index: int, layer: CacheLayer | None) -> None:
         """Fire the decode steps of a layer, or stop a probe that has seen enough."""
         if self.probing is not None:
-            if index == max(need.layer % len(self.host.layers) for need in self.probing.step.needs if need.layer is not None):
+            asked = [layer_at(need.layer, len(self.host.layers)) for need in self.probing.step.needs if need.layer is not None]
+            if index == max(asked):
                 raise ProbeDone
             return
         if self.phase != "decode" or layer is None or self.stream is None:
@@ -163,12 +167,14 @@ class Run:
             self.fire(bound, self.evidence(index), tokens, state, index)
 
     def before_layer(self, index: int, state: StreamState, hidden: Tensor) -> None:
-        """Fire the steps that stand before a layer."""
+        """Fire the steps that stand before a layer, unless the caller marks prefills and this is none."""
         if self.phase != "prefill" or self.stream is None:
+            return
+        if not self.bracket and any(layer.link.explicit for layer in self.layers_of_cache()):
             return
         for bound in self.plan.at("layer", "prefill", index):
             stream = self.stream
-            tokens = Tokens(stream.cols[:, None], stream.valid[:, None], stream.valid.sum(-1), _kinds(stream))
+            tokens = Tokens(stream.cols[:, None], stream.valid[:, None], stream.given, _kinds(stream))
             self.fire(bound, self.evidence(None), tokens, state, index)
 
     def after_forward(self, output: Any) -> None:
@@ -246,4 +252,4 @@ def method(slug: str, **params: Any) -> Method:
     return catalogue.make(slug, params)
 
 
-__all__ = ["BadInput", "Run", "method", "on"]
+__all__ = ["BadInput", "Run", "attach", "method", "on"]

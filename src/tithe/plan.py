@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from tithe.errors import BadInput, Refused
 from tithe.hosts import Host
-from tithe.types import Method, Need, Phase, Point, Reducer, Step, Tower
+from tithe.types import Depth, Method, Need, Phase, Point, Reducer, Step, Tower, layer_at
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,12 @@ class Plan:
         return cls(tuple(bound), host)
 
     def _at(self, point: Point, phase: Phase | None = None, layer: int | None = None) -> tuple[Bound, ...]:
-        total = self._total("text")
         found = []
         for bound in self._bound:
             site = bound.step.site
             if site.point == point and (phase is None or site.phase == phase):
                 if layer is None or layer in bound.layers:
-                    step = bound.step.at(layer, total) if layer is not None else bound.step
+                    step = bound.step.at(layer, self._total(site.tower)) if layer is not None else bound.step
                     found.append(replace(bound, step=step))
         return tuple(found)
 
@@ -74,7 +73,7 @@ class Plan:
                 if need.tower != tower:
                     continue
                 own = bound.layers if bound.step.site.tower == tower else frozenset(range(self._total(tower)))
-                wanted = own if need.layer is None else {need.layer % self._total(tower)}
+                wanted = own if need.layer is None else {layer_at(need.layer, self._total(tower))}
                 if layer in wanted:
                     found.append((bound, need))
         return found
@@ -110,10 +109,10 @@ def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
         raise Refused(f"{slug} acts between attention and MLP of a vision block; {host.name} declares no block tail.")
     if site.point == "encoder" and host.image_token is None:
         raise Refused(f"{slug} acts on image tokens; {host.name} has no image-token id.")
-    for need in step.needs:
-        _check_need(slug, need, host)
     tower = host.layers if site.tower == "text" else host.vision.layers if host.vision else ()
     layers = _layers(slug, site.layer, len(tower))
+    for need in step.needs:
+        _check_need(slug, need, host)
     if site.point == "layer" and layers and min(layers) < host.first_cut:
         raise Refused(
             f"{slug}: layer={min(layers)} is too early; {host.name} can drop tokens before layer {host.first_cut} at the earliest."
@@ -130,15 +129,15 @@ def _check_need(slug: str, need: Need, host: Host) -> None:
         if need.kind == "queries" and need.window == 1 and not host.vision.cls:
             raise Refused(f"{slug} reads the CLS token's attention; the vision tower of {host.name} has no CLS token.")
     total = len(host.layers) if need.tower == "text" else len(host.vision.layers) if host.vision else 0
-    if need.layer is not None and not -total <= need.layer < total:
+    if need.layer is not None and not 0 <= layer_at(need.layer, total) < total:
         raise BadInput(f"{slug}: layer={need.layer} is out of range; the {need.tower} tower of {host.name} has {total} layers.")
 
 
-def _layers(slug: str, layer: int | tuple[int, ...] | None, total: int) -> frozenset[int]:
+def _layers(slug: str, layer: Depth | tuple[Depth, ...] | None, total: int) -> frozenset[int]:
     if layer is None:
         return frozenset(range(total))
     chosen = layer if isinstance(layer, tuple) else (layer,)
     for one in chosen:
-        if not -total <= one < total:
+        if not 0 <= layer_at(one, total) < total:
             raise BadInput(f"{slug}: layer={one} is out of range; {total} layers are there.")
-    return frozenset(one % total for one in chosen)
+    return frozenset(layer_at(one, total) for one in chosen)

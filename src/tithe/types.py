@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float32, Int
@@ -25,8 +25,17 @@ Saving = Literal["real", "simulated", "none"]
 Fidelity = Literal["oracle", "official", "reproduced", "paper-only", "definition"]
 HostKind = Literal["llm", "vlm", "vit"]
 
+Depth = int | float  # a layer: from 0, from the end when negative, or a share of the depth when a fraction
+
 TEXT, IMAGE, PAD = 0, 1, 2
 DEAD = 2**30  # the column written in slots that hold no token
+
+
+def layer_at(depth: Depth, layers: int) -> int:
+    """Return the index of the layer at ``depth`` among ``layers``; may lie outside, for the caller to refuse."""
+    if isinstance(depth, float):
+        return int(depth * layers)
+    return depth + layers if depth < 0 else depth
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,10 @@ class Tokens:
     the model has been given so far, dropped ones included: the base of every ratio.
     """
 
-    cols: Int[Tensor, "B H n"]
-    valid: Bool[Tensor, "B H n"]
+    cols: Int[Tensor, "B #H n"]
+    valid: Bool[Tensor, "B #H n"]
     seen: Int[Tensor, " B"]
-    kind: Int[Tensor, "B H n"] | None = None
+    kind: Int[Tensor, "B #H n"] | None = None
     grids: tuple[tuple[int, int], ...] | None = None
 
     def among(self, kind: int | None) -> Tensor:
@@ -52,14 +61,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Site:
-    """Where and when a step acts. ``layer`` is None for every layer, or counts from the end when negative."""
+    """Where and when a step acts. ``layer`` is None for every layer."""
 
     point: Point
     phase: Phase = "prefill"
     tower: Tower = "text"
-    layer: int | tuple[int, ...] | None = None
+    layer: Depth | tuple[Depth, ...] | None = None
 
 
+@runtime_checkable
 class Reducer(Protocol):
     """Folds the rows of attention probabilities of one layer as they stream by, so no ``[T, T]`` is ever held.
 
@@ -105,7 +115,7 @@ class Need:
     """
 
     kind: Literal["queries", "rows", "hidden"]
-    layer: int | None = None
+    layer: Depth | None = None
     tower: Tower = "text"
     window: int | None = None
     reducer: Reducer | None = None
@@ -119,10 +129,10 @@ class Selection:
     ``weight`` what share it brings.
     """
 
-    keep: Bool[Tensor, "B H n"]
-    cols: Int[Tensor, "B H n"]
-    dest: Int[Tensor, "B H n"] | None = None
-    weight: Float32[Tensor, "B H n"] | None = None
+    keep: Bool[Tensor, "B #H n"]
+    cols: Int[Tensor, "B #H n"]
+    dest: Int[Tensor, "B #H n"] | None = None
+    weight: Float32[Tensor, "B #H n"] | None = None
 
     def counts(self) -> Int[Tensor, "B H"]:
         """Return how many tokens are kept, per row and head."""
@@ -135,22 +145,22 @@ class Selection:
         place = torch.where(self.keep, torch.arange(n, device=self.keep.device), -1)
         return place.sort(-1).values[..., n - widest :]
 
-    def hit(self, cols: Int[Tensor, "B H m"]) -> Bool[Tensor, "B H m"]:
-        """Return which of another layer's held ``cols`` are kept by any head here."""
-        alive = self.keep.any(1)
-        mine = self.cols[:, 0].long() if self.cols.shape[1] == 1 else self.cols.amin(1).long()
-        held = cols.long()
-        top = 1 + int(torch.where(held < DEAD, held, 0).max().maximum(torch.where(alive, mine, 0).max()))
-        chosen = torch.zeros(alive.shape[0], top + 1, dtype=torch.bool, device=alive.device)
-        chosen.scatter_(1, torch.where(alive, mine, top), True)
-        chosen[:, top] = False
-        return chosen[:, None].expand(-1, cols.shape[1], -1).gather(2, held.clamp(max=top))
+    def hit(self, cols: Int[Tensor, "B _ m"]) -> Bool[Tensor, "B _ m"]:
+        """Return which of another layer's held ``cols`` are kept here, head by head where the heads here differ."""
+        held, heads = cols.long(), max(self.keep.shape[1], cols.shape[1])
+        mine = self.cols.long().expand(-1, self.keep.shape[1], -1)
+        top = 1 + int(torch.where(held < DEAD, held, 0).max().maximum(torch.where(self.keep, mine, 0).max()))
+        chosen = torch.zeros(*self.keep.shape[:2], top + 1, dtype=torch.bool, device=cols.device)
+        chosen.scatter_(2, torch.where(self.keep, mine, top), True)
+        chosen[..., top] = False
+        return chosen.expand(-1, heads, -1).gather(2, held.clamp(max=top).expand(-1, heads, -1))
 
 
 ScoreFn = Callable[["Evidence", Tokens], Tensor]
 SelectFn = Callable[[Tensor, Tokens], Selection]
 
 
+@runtime_checkable
 class Action(Protocol):
     """Applies a selection to the state that its site offers; says whether the saving is real or simulated."""
 
@@ -166,7 +176,10 @@ class Action(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One sentence of a method: at a site, from this evidence, score so, select so, act so."""
+    """One sentence of a method: at a site, from this evidence, score so, select so, act so.
+
+    ``outputs`` names the heads of a score that is itself the result (an explanation).
+    """
 
     site: Site
     score: ScoreFn | None = None
@@ -174,6 +187,7 @@ class Step:
     action: Action | None = None
     needs: tuple[Need, ...] = ()
     per_layer: Callable[[int, int], Step] | None = None
+    outputs: tuple[str, ...] = ()
 
     def at(self, layer: int, layers: int) -> Step:
         """Return the step as it is at ``layer`` of ``layers`` (budgets may vary by layer)."""

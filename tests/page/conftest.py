@@ -96,7 +96,7 @@ def views(n: int, answer: str = "amber") -> tuple[View, ...]:
     first = (layer(0, n), layer(1, n, scored=False))
     return (
         View("snapkv", 0.25, answer, True, first),
-        View("snapkv", 64, answer, False, (LayerView(3, None, tuple(float(token % 2) for token in range(n))),)),
+        View("snapkv", 64, answer, False, (LayerView(3, None, tuple(float(token % 3 == 0) for token in range(n))),)),
         View("snapkv+kivi", None, answer, None, (layer(None, n), layer(2, n))),
     )
 

@@ -138,3 +138,12 @@ def test_a_link_opens_another_view(report: Report, draw: Callable[[str], Drawn])
     assert page.text("text.verdict") == "· not judged"
     dropped = ["dropped" in attrs.get("class", "").split() for attrs, _ in page.spans[: len(share)]]
     assert dropped == [kept == 0 for kept in share]
+
+
+def test_a_method_without_scores_is_shown_so(report: Report, draw: Callable[[str], Drawn]) -> None:
+    page = draw("text.method=snapkv&text.budget=64 tokens&text.layer=3")
+    kept = report.cases[0].views[1].layers[0].kept
+    tokens = [attrs for attrs, _ in page.spans[: len(kept)]]
+    assert ["dropped" in attrs.get("class", "").split() for attrs in tokens] == [share == 0 for share in kept]
+    assert page.text("text.missing").startswith("This method has no scores at layer 3: nothing is shaded")
+    assert {attrs["style"] for attrs in tokens} == {"--shade: 0.000;"}

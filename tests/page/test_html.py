@@ -62,7 +62,7 @@ def test_nothing_is_loaded(report: Report, read_page: ReadPage) -> None:
 
 def test_the_policy_lets_only_these_scripts_run(report: Report, read_page: ReadPage) -> None:
     page = read_page(render(report))
-    (policy,) = [attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     digests = [f"'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" for code in page.scripts]
     assert rules["default-src"] == "'none'"

@@ -57,9 +57,7 @@ def test_processor_gives_what_the_model_was_trained_on(pixels: Tensor) -> None:
     assert torch.allclose(pixels[0], (image.permute(2, 0, 1).float() / 255 - 0.5) / 0.5, atol=1e-6)
 
 
-def test_accuracy_is_that_of_the_card(
-    model: ViTForImageClassification, pixels: Tensor, labels: Tensor
-) -> None:
+def test_accuracy_is_that_of_the_card(model: ViTForImageClassification, pixels: Tensor, labels: Tensor) -> None:
     card: dict[str, Any] = json.loads((FOLDER / "card.json").read_text())
     hit, occupied = hits(model, pixels, labels), labels != canvas.EMPTY
     assert card["accuracy"]["occupied"] >= 0.93
@@ -74,15 +72,11 @@ def test_other_images_do_not_answer(model: ViTForImageClassification, pixels: Te
 
 @torch.no_grad()
 def test_token_choice_matters(model: ViTForImageClassification, pixels: Tensor, labels: Tensor) -> None:
-    on_digits = torch.from_numpy(
-        np.stack([canvas.digits_case(s, "test").digits for s in range(CASES)])
-    ).flatten(1)
+    on_digits = torch.from_numpy(np.stack([canvas.digits_case(s, "test").digits for s in range(CASES)])).flatten(1)
     noise = torch.rand(on_digits.shape, generator=torch.Generator().manual_seed(0))
 
     def after_block_one(score: Tensor) -> float:
-        index = torch.cat(
-            [torch.zeros(CASES, 1, dtype=torch.long), 1 + score.topk(18, -1).indices.sort(-1).values], 1
-        )
+        index = torch.cat([torch.zeros(CASES, 1, dtype=torch.long), 1 + score.topk(18, -1).indices.sort(-1).values], 1)
 
         def keep(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return args[0].gather(1, index[..., None].expand(-1, -1, args[0].shape[-1])), *args[1:]

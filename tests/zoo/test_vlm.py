@@ -65,9 +65,7 @@ def test_processor_gives_what_the_model_was_trained_on(processor: Any) -> None:
     inputs = prepare(processor, [case])
     expected = (torch.from_numpy(case.image).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
     assert torch.allclose(inputs["pixel_values"][0], expected, atol=1e-6)
-    alone = AutoImageProcessor.from_pretrained(FOLDER)(
-        images=Image.fromarray(case.image), return_tensors="pt"
-    )
+    alone = AutoImageProcessor.from_pretrained(FOLDER)(images=Image.fromarray(case.image), return_tensors="pt")
     assert torch.equal(alone["pixel_values"], inputs["pixel_values"])
     ids = inputs["input_ids"][0]
     words = processor.tokenizer.convert_ids_to_tokens(ids.tolist())

@@ -24,10 +24,10 @@ Attach = Callable[[], "AbstractContextManager[Run | None]"]
 
 @dataclass(frozen=True)
 class Reply:
-    """The tokens that the model wrote, and what they cost (None for the untouched model, which counts nothing)."""
+    """The tokens that the model wrote, and what they cost."""
 
     ids: tuple[int, ...]
-    figures: Figures | None
+    figures: Figures
 
 
 def untouched() -> AbstractContextManager[None]:
@@ -39,20 +39,20 @@ def untouched() -> AbstractContextManager[None]:
 def ask(model: Any, prompt: Prompt, attach: Attach, where: Where) -> list[Reply]:
     """Return the replies to all questions of ``prompt``.
 
-    ``inside``: each question ends a prompt of its own. ``after``: the context alone is read and compressed, once, and
-    each question is put to a copy of what is left of it.
+    ``inside``: each question ends a prompt of its own, and has its own figures. ``after``: the context alone is read
+    and compressed, once, and each question is put to a copy of what is left of it; the figures are those of all this.
     """
     if where == "inside":
         return [_inside(model, prompt.inputs, one, attach) for one in prompt.asks]
     with attach() as run:
         cache = new_cache(model)
         read(model, prompt.inputs, cache, run)
-        replies = []
+        said = []
         for one in prompt.asks:
-            told = joined(prompt.inputs, one.ids)
-            mine = {name: told[name] for name in ("input_ids", "attention_mask")}
-            replies.append(_generate(model, mine, one.room, copy.deepcopy(cache), run))
-        return replies
+            told, mine = joined(prompt.inputs, one.ids), copy.deepcopy(cache)
+            inputs = {name: told[name] for name in ("input_ids", "attention_mask")}
+            said.append((_generate(model, inputs, one.room, mine), _cost(run, told, mine)))
+        return [Reply(ids, said[-1][1]) for ids, _ in said]
 
 
 def read(model: Any, inputs: Inputs, cache: Any, run: Run | None) -> Any:
@@ -75,13 +75,14 @@ def last_logits(model: Any) -> dict[str, int]:
 
 def _inside(model: Any, inputs: Inputs, one: Ask, attach: Attach) -> Reply:
     with attach() as run:
-        return _generate(model, joined(inputs, one.ids), one.room, new_cache(model), run)
+        whole, cache = joined(inputs, one.ids), new_cache(model)
+        return Reply(_generate(model, whole, one.room, cache), _cost(run, whole, cache))
 
 
-def _generate(model: Any, inputs: Inputs, room: int, cache: DynamicCache, run: Run | None) -> Reply:
-    out = cast(
-        "torch.Tensor", model.generate(**inputs, past_key_values=cache, max_new_tokens=room, do_sample=False)
-    )
-    length = inputs["input_ids"].shape[1]
-    cost = figures.of_run(run, length) if run is not None else None
-    return Reply(tuple(out[0, length:].tolist()), cost)
+def _generate(model: Any, inputs: Inputs, room: int, cache: DynamicCache) -> tuple[int, ...]:
+    out = cast("torch.Tensor", model.generate(**inputs, past_key_values=cache, max_new_tokens=room, do_sample=False))
+    return tuple(out[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+def _cost(run: Run | None, inputs: Inputs, cache: DynamicCache) -> Figures:
+    return figures.of_cache(cache) if run is None else figures.of_run(run, inputs["input_ids"].shape[1])

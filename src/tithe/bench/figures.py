@@ -30,6 +30,9 @@ class Figures:
     saving: Saving
 
 
+NOTHING = Figures(None, None, None, None, None, None, None, "none")
+
+
 def of_run(run: Run, tokens: int | None = None, rows: int = 1) -> Figures:
     """Return the figures of ``run`` per row of its batch; ``tokens`` were presented where no step selected."""
     report = run.report()
@@ -52,10 +55,13 @@ def of_run(run: Run, tokens: int | None = None, rows: int = 1) -> Figures:
     )
 
 
-def of_cache(cache: Any) -> tuple[int, int]:
-    """Return the bytes of the keys and values in a cache of transformers' own, and of the storages behind them."""
+def of_cache(cache: Any) -> Figures:
+    """Return the bytes in a cache of transformers' own, and of the storages behind it; an untouched model counts no
+    more than that."""
     tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
-    return sum(t.nbytes for t in tensors), sum(t.untyped_storage().nbytes() for t in tensors)
+    live = float(sum(t.nbytes for t in tensors))
+    allocated = float(sum(t.untyped_storage().nbytes() for t in tensors))
+    return Figures(None, None, live, allocated, live, None, None, "none")
 
 
 def mean(figures: Sequence[Figures]) -> Figures:
@@ -64,4 +70,6 @@ def mean(figures: Sequence[Figures]) -> Figures:
     saving: Saving = "simulated" if "simulated" in savings else "real" if "real" in savings else "none"
     names = [field.name for field in fields(Figures) if field.name != "saving"]
     columns = {name: [getattr(one, name) for one in figures] for name in names}
-    return Figures(**{name: None if None in column else fmean(column) for name, column in columns.items()}, saving=saving)
+    return Figures(
+        **{name: None if None in column else fmean(column) for name, column in columns.items()}, saving=saving
+    )

@@ -30,6 +30,7 @@ def check(names: list[str], kind: HostKind, model: str) -> list[Task]:
     for task in tasks:
         if task.kind != kind:
             raise BadInput(
-                f"task={task.name!r} needs a {task.kind}; {model} is a {kind}. Tasks for it: {', '.join(serving(kind))}."
+                f"task={task.name!r} needs a {task.kind}; {model} is a {kind}. "
+                f"Tasks for it: {', '.join(serving(kind))}."
             )
     return tasks

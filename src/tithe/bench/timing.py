@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tithe.bench.ask import Attach, last_logits, new_cache, read, untouched
+from tithe.bench.ask import Attach, new_cache, read, untouched
 from tithe.bench.prompt import Inputs
 from tithe.trace import synchronise
 

@@ -29,7 +29,9 @@ class Crops:
     ``grid`` is the raster (rows, columns) of those tokens, None where they have none. ``rows`` are the image's crops in
     a tower over a batch; ``span`` its patches in a tower over one packed sequence, in the tower's own order.
     ``to_tokens`` turns a score per patch ``[crops, patches]`` (CLS included where the tower has one) into one per image
-    token ``[tokens]``, through the same grouping as the connector's: a mean where patches are joined.
+    token ``[tokens]``, through the same grouping as the connector's: a mean where patches are joined. Where the connector
+    maps each patch to its token alone, ``entering`` takes what it was given ``[tokens, d]`` from the encoder's output,
+    and ``connect`` maps such rows again.
     """
 
     tokens: int
@@ -37,6 +39,8 @@ class Crops:
     rows: slice | None = None
     span: slice | None = None
     to_tokens: Callable[[Tensor], Tensor] | None = None
+    entering: Callable[[Any], Tensor] | None = None
+    connect: Callable[[Tensor], Tensor] | None = None
 
 
 Cropper = Callable[[Any, list[int], dict[str, Any]], list[Crops]]

@@ -21,8 +21,21 @@ def single(model: Any, sizes: list[int], inputs: dict[str, Any]) -> list[Crops]:
     if inputs.get("image_sizes") is not None:
         return [Crops(size) for size in sizes]
     first = _first(model, inputs)
+    read = inputs.get("vision_feature_layer") or model.config.vision_feature_layer
+    read = [read] if isinstance(read, int) else read
+
+    def entering(n: int) -> Callable[[Any], Tensor]:
+        return lambda output: torch.cat([output.hidden_states[layer][n, first:] for layer in read], -1)
+
     return [
-        Crops(size, _square(size), slice(n, n + 1), to_tokens=lambda patches: patches[0, first:])
+        Crops(
+            size,
+            _square(size),
+            slice(n, n + 1),
+            to_tokens=lambda patches: patches[0, first:],
+            entering=entering(n),
+            connect=model.base_model.multi_modal_projector,
+        )
         for n, size in enumerate(sizes)
     ]
 

@@ -156,7 +156,7 @@ class Report:
             if isinstance(row.get("keep"), str):
                 raise ValueError(f"rows[{at}]['keep']: {row['keep']!r} is text, not a number")
             for name, value in row.items():
-                if not isinstance(value, str | int | float | None):
+                if not _is_plain(value):
                     raise ValueError(f"rows[{at}][{name!r}]: {type(value).__name__} is no plain text or number")
 
     def to_json(self) -> str:
@@ -182,6 +182,10 @@ def budget(keep: Scalar) -> str:
     if _is_count(keep):
         return f"{keep:,g} token{'' if keep == 1 else 's'}"
     return f"{100 * keep:.4g} %"
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float)
 
 
 def _is_count(keep: float) -> bool:

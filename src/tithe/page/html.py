@@ -32,8 +32,12 @@ def render(report: Report) -> str:
         texts=[case for case in report.cases if isinstance(case, TextCase)],
         images=[case for case in report.cases if isinstance(case, ImageCase)],
         models=_distinct([*(str(row["model"]) for row in report.rows), *(case.model for case in report.cases)]),
-        methods=_distinct(str(row["method"]) for row in report.rows)
-        or _distinct(view.method for case in report.cases for view in case.views),
+        methods=_distinct(
+            [
+                *(str(row["method"]) for row in report.rows),
+                *(view.method for case in report.cases for view in case.views),
+            ]
+        ),
         policy=policy,
         style=Markup(style),
         theme=Markup(theme),

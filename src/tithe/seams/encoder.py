@@ -59,7 +59,7 @@ class Gallery:
         self.stream = stream
         self.places = (ids == host.image_token) & stream.valid
         self.levels = levels(output)
-        encoding = run.tower.encoding
+        self.encoding = encoding = run.tower.encoding
         if encoding is not None and output is not encoding.output or int(self.places.sum()) != len(self.levels[0]):
             raise Refused(
                 f"{int(self.places.sum())} image tokens in this forward and {len(self.levels[0])} image features, not "
@@ -119,6 +119,18 @@ class ImageState:
         for level in self.gallery.levels:
             level[self.place] = joined(level[self.place][None], dest[None], None, selection.weight)[0][0]
         self.keep(selection)
+
+    def merge_entering(self, selection: Selection) -> None:
+        """Join tokens as they enter the connector and connect them anew; behind it where it joins patches itself."""
+        crop, encoding = self.crop, self.gallery.encoding
+        if crop.entering is None or crop.connect is None or encoding is None:
+            return self.merge(selection, proportional=False)
+        assert selection.dest is not None
+        dest = selection.dest[:, 0]
+        rows = joined(crop.entering(encoding.output)[None], dest, None, selection.weight)[0][0]
+        changed = dest[dest >= 0].unique()
+        self.gallery.levels[0][changed + self.place.start] = crop.connect(rows[changed])
+        return self.keep(selection)
 
 
 def repeated(crops: list[Crops], made: list[int], given: list[int], rows: list[int]) -> list[Crops]:

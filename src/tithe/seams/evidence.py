@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tithe.errors import Refused
 from tithe.seams.stores.base import View
-from tithe.types import Tower
+from tithe.types import Depth, Tower, layer_at
 
 BLOCK = 256
 
@@ -123,9 +123,9 @@ class Evidence:
         """The index of the site's layer."""
         return self._here[1] if self._here is not None else -1
 
-    def at(self, layer: int, tower: Tower = "text") -> LayerEvidence:
+    def at(self, layer: Depth, tower: Tower = "text") -> LayerEvidence:
         """Return the evidence of ``layer`` (negative counts from the end)."""
-        index = layer if layer >= 0 else layer + self._counts.get(tower, 0)
+        index = layer_at(layer, self._counts.get(tower, 0))
         if (tower, index) not in self._layers:
             raise Refused(f"Evidence of {tower} layer {layer} was not asked for, or the tower has not run.")
         return self._layers[tower, index]

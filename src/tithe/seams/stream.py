@@ -19,7 +19,8 @@ class Stream:
     """The tokens of one forward of the text tower. Set before layer 0, cut at most once at an input and once at a layer.
 
     ``cols, valid [B, T]`` name the tokens now flowing; ``past`` and ``end`` count original columns before and after
-    this forward; ``local [B, end]`` maps original columns to columns of the model's own mask after an input cut, and
+    this forward, ``given [B]`` the live tokens of each row before any cut;
+    ``local [B, end]`` maps original columns to columns of the model's own mask after an input cut, and
     ``renumbered`` says that positions were then counted anew.
     """
 
@@ -34,6 +35,10 @@ class Stream:
     cut_layer: int | None = None
     plan: dict[int, Selection] = field(default_factory=dict)
     evidence: dict[tuple[Tower, int], LayerEvidence] = field(default_factory=dict)
+    given: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.given = self.valid.sum(-1)
 
     @property
     def width(self) -> int:

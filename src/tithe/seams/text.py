@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from tithe.seams.attention import Tapped
@@ -139,10 +140,11 @@ class TextTap:
     def _observe(self, call: Call, results: Results) -> None:
         """Keep what later steps of this forward, or the end of the prefill, will read."""
         plan, phase, index, layer = self.run.plan, self.run.phase, call.index, call.layer
-        for reducer in plan.reducers(index, phase) if call.store is not None else ():
-            if reducer.lasting:
-                before, added = call.store.side(reducer.name), results[reducer.name]["sum"]
-                call.store.set_side(reducer.name, added if before is None else before + added)
+        store = call.store
+        for reducer in plan.reducers(index, phase):
+            if reducer.lasting and store is not None:
+                before, added = store.side(reducer.name), results[reducer.name]["sum"]
+                store.set_side(reducer.name, added if before is None else before + added)
         window = plan.window(index)
         seen = last_queries(call.query, call.mask, call.stream, window) if window else None
         if layer is not None and phase == "prefill" and plan.fires("attention", "prefill", index):
@@ -157,16 +159,16 @@ class TextTap:
                 live=seen.live if seen is not None else None,
                 shown=seen.shown if seen is not None else None,
                 softcap=call.softcap,
-                side=call.store.side if call.store is not None else _no_side,
+                side=store.side if store is not None else _no_side,
                 results=results,
             )
 
 
 def subset(view: View, chosen: Selection) -> View:
-    """Return the tokens of ``view`` that ``chosen`` (of another layer) keeps, and always the newest one."""
+    """Return the tokens of ``view`` that ``chosen`` (of another layer) keeps; the newest where none of them is held."""
     hit = chosen.hit(view.cols) & view.valid
-    hit[..., -1] |= view.valid[..., -1]
-    return gathered(view, hit)
+    newest = view.cols == view.cols.masked_fill(~view.valid, -1).amax(-1, keepdim=True)
+    return gathered(view, torch.where(hit.any(-1, keepdim=True), hit, newest & view.valid))
 
 
 def _no_side(name: str) -> Tensor | None:

@@ -81,7 +81,9 @@ class Blocks:
         cell, middle = blocks(coarse(int(self.budget.count(tokens.seen)[0]), grid), grid)
         place = torch.tensor(middle, device=tokens.cols.device)[torch.tensor(cell, device=tokens.cols.device)]
         own = place == torch.arange(len(cell), device=place.device)
-        return Selection(own.expand_as(tokens.valid), tokens.cols, torch.where(own, -1, place).expand(tokens.cols.shape))
+        return Selection(
+            own.expand_as(tokens.valid), tokens.cols, torch.where(own, -1, place).expand(tokens.cols.shape)
+        )
 
 
 def grid_of(tokens: Tokens) -> Grid:

@@ -28,7 +28,9 @@ def beside(mask: Tensor, grid: Grid, wrap: bool) -> Tensor:
     same_row = near // width == place // width
     real = torch.ones_like(inside) if wrap else inside & (same_row | (step.abs() == width))
     hits = (mask[:, :, None] & real).flatten(1).int()
-    return torch.zeros_like(mask, dtype=torch.int32).index_add_(1, near.clamp(0, height * width - 1).flatten(), hits) > 0
+    return (
+        torch.zeros_like(mask, dtype=torch.int32).index_add_(1, near.clamp(0, height * width - 1).flatten(), hits) > 0
+    )
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto import modeling_auto
-from transformers.utils import has_file
 from transformers.utils import logging as verbosity
+from transformers.utils.hub import has_file
 
 from tithe.errors import BadInput, unknown
 from tithe.types import HostKind
@@ -132,7 +132,7 @@ def _check_weights(source: str, place: str, offline: bool) -> None:
 
 def _architecture(source: str, config: Any) -> tuple[HostKind, Any]:
     """Return the kind of the checkpoint and the class that loads it, by what its configuration says it is."""
-    kinds: tuple[tuple[HostKind, Any, dict[str, Any]], ...] = (
+    kinds: tuple[tuple[HostKind, Any, Any], ...] = (
         ("vlm", AutoModelForImageTextToText, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
         ("llm", AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         ("vit", AutoModelForImageClassification, modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),

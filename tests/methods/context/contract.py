@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-import tithe
 import torch
 from tiny import TEXT, VOCAB
-from tithe.check import check_method
-from tithe.check.method import alone_of
 from torch import Tensor
 from transformers import PreTrainedModel
+
+import tithe
+from tithe.check import check_method
+from tithe.check.method import alone_of
 
 NEW = 6
 
@@ -32,9 +33,24 @@ def padded(length: int = 40, pads: int = 11) -> dict[str, Tensor]:
 
 
 def contract(slug: str, **params: Any) -> None:
-    """Run the shared contract, then what only methods over a cache promise: equal kept sets, alone and padded."""
+    """Run the shared contract, then what only methods over a cache promise: the same sets alone and in a padded batch."""
     check_method(slug, model(), padded(), **params)
     same_sets(slug, keep=0.4, **params)
+
+
+def does_not_compound(slug: str, keep: float = 0.5, **params: Any) -> None:
+    """Two prompts on one cache, each compressed: what is held is ``keep`` of all that was seen, to the token."""
+    inputs = padded()
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 20, dtype=torch.long)], 1)
+    seen = mask.sum(1)
+    with tithe.on(model(), slug, keep=keep, **params) as run, torch.no_grad():
+        with run.prefill():
+            past = model()(**inputs, use_cache=True).past_key_values
+        with run.prefill():
+            model()(input_ids=inputs["input_ids"][:, :20], attention_mask=mask, past_key_values=past)
+    for layer in past.layers:
+        held = layer.store.view().valid.expand(2, 2, -1).sum(-1)
+        assert held.tolist() == [[int(n * keep)] * 2 for n in seen]
 
 
 def generate(slug: str, inputs: dict[str, Tensor], **params: Any) -> tuple[Tensor, list[Any]]:
@@ -67,8 +83,3 @@ def same_sets(slug: str, **params: Any) -> None:
         together, apart = kept_sets(events, row, start), kept_sets(lone, 0)
         assert together == apart
         assert len(apart) > 0
-
-
-def budgets(events: Iterable[Any]) -> list[tuple[tuple[int, ...], ...]]:
-    """Per event the counts of every row and head."""
-    return [event.heads_kept for event in events]

@@ -98,9 +98,7 @@ class Recorded:
         with torch.no_grad():
             cache = self.model(input_ids=first, attention_mask=mask[:, : pads + prompt]).past_key_values
             for end in range(prompt + 1, prompt + steps + 1):
-                self.model(
-                    input_ids=ids[:, end - 1 : end], attention_mask=mask[:, : pads + end], past_key_values=cache
-                )
+                self.model(input_ids=ids[:, end - 1 : end], attention_mask=mask[:, : pads + end], past_key_values=cache)
         return cache
 
     def outputs(self, layer: int = 0) -> list[Tensor]:

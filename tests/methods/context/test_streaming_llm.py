@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-import tithe
 import torch
-from methods.context.contract import contract, model, padded
+from methods.context.contract import contract, does_not_compound, model, padded
 from methods.context.recorded import Recorded, held, same_set, vector
+
+import tithe
 
 VECTOR, _ = vector("streaming-llm")
 
@@ -50,6 +51,7 @@ def test_left_padding_does_not_take_the_sinks() -> None:
 
 def test_contract() -> None:
     contract("streaming-llm", sink=2)
+    does_not_compound("streaming-llm")
 
 
 def test_memory_stays_fixed_while_generating() -> None:

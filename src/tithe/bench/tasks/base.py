@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -45,19 +46,30 @@ class Answer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``quality`` is higher for better, on the task's own scale; ``figures`` are None for the untouched model."""
+    """``quality`` is higher for better, on the task's own scale; ``figures`` are means over the cases."""
 
     quality: float
     answers: tuple[Answer, ...]
-    figures: Figures | None
+    figures: Figures
 
 
 class Task(Protocol):
     """``positions``: whether the question may stand inside the prompt or come after it."""
 
-    name: str
-    kind: HostKind
-    positions: bool
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        ...
+
+    @property
+    def kind(self) -> HostKind:
+        """The kind of model it is for."""
+        ...
+
+    @property
+    def positions(self) -> bool:
+        """Whether a question's place is to be chosen."""
+        ...
 
     def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
         """Run every case under ``attach`` and mark it."""
@@ -68,37 +80,31 @@ class Task(Protocol):
         ...
 
 
-class Questions:
+class Questions(ABC):
     """A task whose cases are prompts with questions; ``quality`` is the share of right answers."""
 
-    positions = True
+    positions: bool = True
 
+    @abstractmethod
     def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
         """Yield the cases."""
-        raise TypeError(f"{type(self).__name__} draws no cases")
 
     def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
         """Ask every question of every case, one by one, so that each cost is that of one user."""
         answers: list[Answer] = []
-        costs: list[Figures | None] = []
+        costs: list[Figures] = []
         for case, prompt in enumerate(self.prompts(loaded, setting)):
             replies = ask(loaded.model, prompt, attach, setting.question)
             for one, reply in zip(prompt.asks, replies, strict=True):
                 given, expected = decoded(loaded, reply.ids), one.answer or ""
                 answers.append(Answer(case, one.text, expected, given, matches(given, expected)))
                 costs.append(reply.figures)
-        return Outcome(fmean(answer.right for answer in answers), tuple(answers), average(costs))
+        return Outcome(fmean(answer.right for answer in answers), tuple(answers), figures.mean(costs))
 
     def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
         """Return the first case with its first question."""
         prompt = next(iter(self.prompts(loaded, setting)))
         return joined(prompt.inputs, prompt.asks[0].ids)
-
-
-def average(costs: Sequence[Figures | None]) -> Figures | None:
-    """Return the mean of what was counted, None where nothing was."""
-    counted = [cost for cost in costs if cost is not None]
-    return figures.mean(counted) if counted else None
 
 
 def decoded(loaded: Loaded, ids: Sequence[int]) -> str:

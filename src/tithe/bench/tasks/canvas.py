@@ -129,9 +129,7 @@ def scene(rng: np.random.Generator, split: Split, distinct: bool = True) -> Scen
     digits = rng.permutation(10)[:count] if distinct else rng.integers(0, 10, count)
     reach = GRID // 2 - _DIGIT // PATCH + 1
     cells: list[Cell] = []
-    for quadrant, digit, colour in zip(
-        rng.permutation(4), digits, rng.permutation(len(COLOURS)), strict=False
-    ):
+    for quadrant, digit, colour in zip(rng.permutation(4), digits, rng.permutation(len(COLOURS)), strict=False):
         corner = rng.integers(0, reach, 2) + np.array(divmod(int(quadrant), 2)) * (GRID // 2)
         cell = Cell(int(quadrant), int(digit), int(colour), int(corner[0]), int(corner[1]))
         pool = pools[cell.digit]
@@ -240,9 +238,7 @@ def _clutter(rng: np.random.Generator, split: Split) -> NDArray[np.float32]:
         size = int(rng.integers(3, 5))
         top, left = rng.integers(0, _DIGIT + 1 - size, 2)
         row, col = rng.integers(0, SIDE - size, 2)
-        piece = pool[rng.integers(len(pool))][top : top + size, left : left + size, None] * rng.uniform(
-            0.3, 0.9
-        )
+        piece = pool[rng.integers(len(pool))][top : top + size, left : left + size, None] * rng.uniform(0.3, 0.9)
         spot = grey[row : row + size, col : col + size]
         np.maximum(spot, piece, out=spot)
     return grey.repeat(3, 2)

@@ -13,7 +13,7 @@ from tithe.bench import figures
 from tithe.bench.ask import Attach, new_cache, read
 from tithe.bench.figures import Figures
 from tithe.bench.prompt import Inputs, check_window, from_ids, tokenizer_of
-from tithe.bench.tasks.base import Outcome, Setting, average
+from tithe.bench.tasks.base import Outcome, Setting
 from tithe.bench.tasks.lm import lm_windows
 from tithe.errors import BadInput
 from tithe.types import HostKind
@@ -41,7 +41,7 @@ class Loss:
             loss, cost = _nats(loaded.model, window, attach)
             losses.append(loss)
             costs.append(cost)
-        return Outcome(-fmean(losses), (), average(costs))
+        return Outcome(-fmean(losses), (), figures.mean(costs))
 
     def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
         """Return the context of the first window."""
@@ -59,7 +59,7 @@ class Loss:
 
 
 @torch.no_grad()
-def _nats(model: Any, window: tuple[int, ...], attach: Attach) -> tuple[float, Figures | None]:
+def _nats(model: Any, window: tuple[int, ...], attach: Attach) -> tuple[float, Figures]:
     inputs = from_ids(model, window)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     length = ids.shape[1]
@@ -72,7 +72,7 @@ def _nats(model: Any, window: tuple[int, ...], attach: Attach) -> tuple[float, F
             step = {"input_ids": ids[:, place : place + 1], "attention_mask": mask[:, : place + 1]}
             logits = model(**step, past_key_values=cache, use_cache=True).logits[:, -1].float()
             total.append(torch.nn.functional.cross_entropy(logits, ids[:, place + 1]))
-        cost = figures.of_run(run, length) if run is not None else None
+        cost = figures.of_run(run, length) if run is not None else figures.of_cache(cache)
     return torch.stack(total).mean().item(), cost
 
 

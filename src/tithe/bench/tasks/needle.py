@@ -15,7 +15,7 @@ from tithe.zoo import Loaded
 
 @dataclass(frozen=True)
 class Recall(Questions):
-    """``facts`` lines among ``setting.length`` tokens of source code, ``asked`` of them asked for; both values count."""
+    """``facts`` lines among ``setting.length`` tokens of code, ``asked`` of them asked for; both values count."""
 
     name: str
     facts: int

@@ -16,7 +16,7 @@ from tithe.bench import figures
 from tithe.bench.ask import Attach
 from tithe.bench.prompt import Ask, Inputs, Prompt, compose, tokenizer_of
 from tithe.bench.tasks import canvas
-from tithe.bench.tasks.base import Answer, Outcome, Questions, Setting, average
+from tithe.bench.tasks.base import Answer, Outcome, Questions, Setting
 from tithe.errors import BadInput
 from tithe.types import HostKind
 from tithe.zoo import Loaded
@@ -34,11 +34,14 @@ class Vqa(Questions):
     kind: HostKind = "vlm"
 
     def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
-        """Yield one picture a case; the context ends with the picture, so that the question can come after it."""
+        """Yield one picture a case; the context ends with the picture, so that the question can come after it.
+
+        There is room for the end of the answer: a method that fires once the prompt has been read gets to fire.
+        """
         for seed in setting.seeds():
             case = canvas.vqa_case(seed, "test")
             room = len(tokenizer_of(loaded)(case.answer, add_special_tokens=False)["input_ids"])
-            room += 8 if getattr(loaded.processor, "chat_template", None) else 0
+            room += 8 if getattr(loaded.processor, "chat_template", None) else 1
             prompt = compose(loaded, image=Image.fromarray(case.image), question=case.question, room=room)
             (one,) = prompt.asks
             yield Prompt(prompt.inputs, (Ask(one.ids, case.question, case.answer, room),))
@@ -62,11 +65,11 @@ class Digits:
             inputs = _pixels(loaded, [case.image for case in some])
             with torch.no_grad(), attach() as run:
                 named = _groups(loaded.model(**inputs).logits)
-                if run is not None:
-                    costs.append(figures.of_run(run, patches_and_cls(loaded.model, inputs), len(some)))
+                width = patches_and_cls(loaded.model, inputs) if run is not None else None
+                costs.append(figures.of_run(run, width, len(some)) if run is not None else figures.NOTHING)
             for row, case in enumerate(some):
                 answers += _marked(start + row, case.labels, named[row])
-        return Outcome(fmean(answer.right for answer in answers), tuple(answers), average(costs))
+        return Outcome(fmean(answer.right for answer in answers), tuple(answers), figures.mean(costs))
 
     def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
         """Return eight pictures: one alone is over before a clock can tell."""
@@ -77,7 +80,7 @@ class Digits:
         labels = getattr(loaded.model.config, "num_labels", 0)
         if labels != GROUPS * CLASSES or not hasattr(loaded.model, "classifier"):
             raise BadInput(
-                f"task={self.name!r} needs a classifier with {GROUPS} x {CLASSES} labels, the digits of four quadrants; "
+                f"task={self.name!r} needs a classifier with {GROUPS} x {CLASSES} labels, four quadrants' digits; "
                 f"this {type(loaded.model).__name__} has {labels}."
             )
 

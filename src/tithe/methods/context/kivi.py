@@ -2,8 +2,8 @@
 
 Packed keys and values are those of the authors' code, scales in half precision. Deviations: padding enters no group,
 so a row in a batch is quantised as if alone; head sizes that ``group`` does not divide have smaller value groups.
-Defaults are the paper's groups of 32 and residual of 128 (128 and 128 in the code's argument parser, 32 and 32 in its
-example); the authors advise ``bits=4`` where few key heads serve many query heads.
+Defaults are those of the authors' example, groups and residual of 32; the paper's runs hold a residual of 128. The
+authors advise ``bits=4`` where few key heads serve many query heads.
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ from tithe.types import Site, Step
     mechanism="Keys are packed into a few bits per channel over groups of tokens, values per token; the newest tokens "
     "stay in full precision.",
 )
-def kivi(bits: int = 2, group: int = 32, residual: int = 128) -> Step:
+def kivi(bits: int = 2, group: int = 32, residual: int = 32) -> Step:
     """Pack all but about ``residual`` newest tokens into ``bits`` a number, at the end of the prefill and from then on."""
     return Step(Site("attention"), action=Quantise(bits, group, residual))

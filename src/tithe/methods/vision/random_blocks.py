@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tithe.actions import Drop
+from tithe.actions.keep import Keep
 from tithe.budget import Budget
 from tithe.catalogue import card
 from tithe.scores.random import hashed
@@ -26,5 +26,5 @@ def random_blocks(keep: int | float = 0.5, layer: int = 0, seed: int = 0) -> Ste
         Site("block", tower="image", layer=layer),
         score=lambda evidence, tokens: hashed(tokens, 1, layer, seed),
         select=TopK(Budget(keep), among=IMAGE),
-        action=Drop(),
+        action=Keep(),
     )

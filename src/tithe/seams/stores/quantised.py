@@ -21,6 +21,8 @@ from tithe.types import DEAD
 
 REPACK = 0.75  # where a smaller share of the slots is alive, the living are packed afresh
 LOGITS = 1 << 23  # logits held at a time when many queries attend
+CHUNK = 256  # pages packed or unpacked at a time
+RUN = 64  # pages summed at once: few enough for single precision
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,13 @@ class Quantised:
         key_row = packing.group * packing.bits // 8 + codec.PARAMETERS
         value_row = channels * packing.bits // 8 + codec.PARAMETERS
         self._keys = torch.zeros(0, dim, key_row, dtype=torch.uint8, device=device)
-        self._values = torch.zeros(0, self._groups, packing.group, value_row, dtype=torch.uint8, device=device)
+        self._values = torch.zeros(self._groups, 0, packing.group, value_row, dtype=torch.uint8, device=device)
         self._owner = self._place = torch.zeros(0, dtype=torch.long, device=device)
-        self.settle()
+        self._settle()
 
     # -- packing ----------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Pack what is due: whole residuals of keys, and every value older than the residual."""
         residual = self.packing.residual
         if self._fullest >= residual:
@@ -102,14 +104,13 @@ class Quantised:
 
     def _pack_keys(self) -> None:
         group, residual = self.packing.group, self.packing.residual
-        fill = self._count - self._pages * group
-        due = fill // residual * (residual // group)
+        due = (self._count - self._pages * group) // residual * (residual // group)
         owner, rank = _spread(due)
         at = rank[:, None] * group + torch.arange(group, device=rank.device)
         first = len(self._owner)
         self._open(owner, self._pages[owner] + rank)
-        for start in range(0, len(owner), 256):
-            part = slice(start, start + 256)
+        for start in range(0, len(owner), CHUNK):
+            part = slice(start, start + CHUNK)
             block = self._tail[owner[part, None], at[part]]
             new = codec.encode(block.transpose(1, 2), self.packing.bits)
             self._keys[first + start : first + start + len(new)] = new
@@ -123,25 +124,47 @@ class Quantised:
         due = (self._count - residual - self._packed).clamp(min=0)
         owner, rank = _spread(due)
         slot = self._packed[owner] + rank
-        page = self._page_of(owner, slot // group)
-        for part in torch.arange(len(owner), device=owner.device).split(1 << 14):
+        page = self._table[owner, slot // group]
+        for start in range(0, len(owner), CHUNK * group):
+            part = slice(start, start + CHUNK * group)
             block = self._ring[owner[part], slot[part] % self._ring.shape[1]]
-            new = codec.encode(block.view(len(part), self._groups, -1), self.packing.bits)
-            self._values[page[part], :, slot[part] % group] = new
+            new = codec.encode(block.unflatten(1, (self._groups, -1)), self.packing.bits)
+            self._values[:, page[part], slot[part] % group] = new.transpose(0, 1)
         self._packed = self._packed + due
         self._waiting = residual
 
-    def _page_of(self, owner: Tensor, place: Tensor) -> Tensor:
-        table = self._owner.new_zeros(len(self._pages), self._most)
-        table[self._owner, self._place] = torch.arange(len(self._owner), device=owner.device)
-        return table[owner, place]
-
     def _open(self, owner: Tensor, place: Tensor) -> None:
+        """Add blank pages; where there is no room for them, the pages are moved into the order of their segments."""
         old, new = len(self._owner), len(self._owner) + len(owner)
         if new > len(self._keys):
-            slots = new + max(len(owner), new // 64) if old else new
-            self._keys, self._values = _grown(self._keys, slots, old), _grown(self._values, slots, old)
+            order = self._order()
+            slots = new + (max(len(owner), new // 64) if old else 0)
+            keys = self._keys.new_zeros(slots, *self._keys.shape[1:])
+            values = self._values.new_zeros(len(self._values), slots, *self._values.shape[2:])
+            keys[:old], values[:, :old] = self._keys[order], self._values[:, order]
+            self._keys, self._values = keys, values
+            self._owner, self._place = self._owner[order], self._place[order]
         self._owner, self._place = torch.cat([self._owner, owner]), torch.cat([self._place, place])
+
+    def _order(self) -> Tensor:
+        """Return the pages in the order of their segments."""
+        return (self._owner * (self._most + 1) + self._place).argsort()
+
+    def _measure(self) -> None:
+        """Read off, once the pages or the counts have changed, what every step needs."""
+        group, pages, device = self.packing.group, len(self._owner), self._count.device
+        self._most = int(self._pages.max())
+        self._longest = int(self._count.max())
+        self._fullest = int((self._count - self._pages * group).max())
+        self._waiting = int((self._count - self._packed).max())
+        self._table = self._owner.new_zeros(len(self._pages), self._most)
+        self._table[self._owner, self._place] = torch.arange(pages, device=device)
+        starts = torch.arange(pages, device=device) % RUN == 0
+        starts[1:] |= self._owner[1:] != self._owner[:-1]
+        starts = starts.nonzero()[:, 0]
+        self._run_owner = self._owner[starts]
+        self._runs = torch.cat([starts, starts.new_tensor([pages])]).int() * group
+        self._widen(self._most * group + self._fullest)
 
     def _fit(self, tail: int, ring: int) -> None:
         """Give the full-precision parts these sizes, if they differ."""
@@ -169,21 +192,21 @@ class Quantised:
 
     def append(self, keys: Tensor, values: Tensor, cols: Tensor, valid: Tensor) -> None:
         """Add T tokens to every segment after packing what is due; dead ones (padding) do not enter."""
-        self.settle()
-        new, residual = keys.shape[2], self.packing.residual
+        self._settle()
+        new, residual, shared = keys.shape[2], self.packing.residual, self._cols.shape[1]
         self._fit(max(residual, self._fullest + new), max(residual, self._waiting) + new)
         self._widen(self._most * self.packing.group + self._fullest + new)
-        alive = valid.expand(self.rows, self.heads, new).reshape(-1, new)
-        slot = (self._count[:, None] + alive.cumsum(1) - 1)[alive]
+        alive = valid.expand(self.rows, self.heads, new).flatten(0, 1)
         owner, which = alive.nonzero(as_tuple=True)
-        self._tail[owner, slot - self._pages[owner] * self.packing.group] = keys.reshape(len(alive), new, -1)[owner, which]
-        self._ring[owner, slot % self._ring.shape[1]] = values.reshape(len(alive), new, -1)[owner, which]
-        shared = self._cols.shape[1]
-        row, head = owner // self.heads, owner % self.heads % shared
-        self._cols[row, head, slot] = cols.expand(self.rows, self.heads, new)[row, owner % self.heads, which].int()
-        self._valid[row, head, slot] = True
+        rank = which if len(owner) == alive.numel() else (alive.cumsum(1) - 1)[alive]
+        slot = self._count[owner] + rank
+        row, head = owner // self.heads, owner % self.heads
+        self._tail[owner, slot - self._pages[owner] * self.packing.group] = keys[row, head, which]
+        self._ring[owner, slot % self._ring.shape[1]] = values[row, head, which]
+        self._cols[row, head % shared, slot] = cols.expand(self.rows, self.heads, new)[row, head, which].int()
+        self._valid[row, head % shared, slot] = True
         for state in self.sides.values():
-            state[row, owner % self.heads, slot] = 0
+            state[row, head, slot] = 0
         self._count = self._count + alive.sum(1)
         self._longest = int(self._count.max())
         self._fullest += new
@@ -199,7 +222,7 @@ class Quantised:
     def view(self) -> View:
         """Return everything held, unpacked; rows end with dead slots."""
         keys = self._unpacked(self._keys, self._tail.shape[2], lambda page: page.transpose(1, 2))
-        values = self._unpacked(self._values, self._value_dim, lambda page: page.transpose(1, 2).flatten(2))
+        values = self._unpacked(self._values.transpose(0, 1), self._value_dim, lambda page: page.transpose(1, 2).flatten(2))
         segment = torch.arange(len(keys), device=keys.device)[:, None]
         slot = self._tail_slots()
         keys[segment.expand_as(slot[0])[slot[1]], slot[0][slot[1]]] = self._tail[:, : slot[0].shape[1]][slot[1]]
@@ -225,9 +248,10 @@ class Quantised:
         slots = max(places * group, self._longest)
         flat = torch.zeros(len(self._pages), slots, dim, dtype=self._dtype, device=rows.device)
         paged = flat[:, : places * group].unflatten(1, (places, group)) if places else flat
-        for start in range(0, len(self._owner), 256):
-            part = slice(start, min(start + 256, len(self._owner)))
-            paged[self._owner[part], self._place[part]] = order(codec.decode(rows[part], self.packing.bits)).to(self._dtype)
+        for start in range(0, len(self._owner), CHUNK):
+            part = slice(start, min(start + CHUNK, len(self._owner)))
+            numbers = order(codec.decode(rows[part].contiguous(), self.packing.bits))
+            paged[self._owner[part], self._place[part]] = numbers.to(self._dtype)
         return flat
 
     def side(self, name: str) -> Tensor | None:
@@ -253,39 +277,36 @@ class Quantised:
 
     def _attend(self, query: Tensor, scaling: float, visible: Tensor | None, softcap: float | None) -> Tensor:
         rows, query_heads, steps, dim = query.shape
-        bits, folds = self.packing.bits, query_heads // self.heads * steps
-        folded = (query.float() * scaling).reshape(rows * self.heads, folds, dim)
-        pages, places = len(self._owner), self._most
-        paged = folded.new_zeros(len(folded), places, folds, self.packing.group)
-        paged[self._owner, self._place] = codec.weigh(self._keys[:pages], folded[self._owner], bits)
-        logits = torch.nn.functional.pad(paged.transpose(1, 2).flatten(2), (0, self._fullest))
+        pages, paged = len(self._owner), self._most * self.packing.group
+        folds, bits = query_heads // self.heads * steps, self.packing.bits
+        folded = (query.float() * scaling).reshape(rows * self.heads, folds, dim).transpose(0, 1).contiguous()
+        logits = folded.new_zeros(folds, len(self._count), paged + self._fullest)
+        far = logits[:, :, :paged].unflatten(2, (self._most, self.packing.group))
+        far[:, self._owner, self._place] = codec.products(self._keys[:pages], folded[:, self._owner], bits)
         slot, _ = self._tail_slots()
-        near = torch.bmm(folded, self._tail[:, : self._fullest].float().transpose(1, 2))
-        logits.scatter_(2, slot[:, None].expand_as(near), near)
+        near = torch.bmm(folded.transpose(0, 1), self._tail[:, : self._fullest].float().transpose(1, 2)).transpose(0, 1)
+        logits.scatter_(2, slot.expand_as(near), near)
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         alive = self._seen(logits.shape[2], steps, folds, visible)
         weights = logits.masked_fill_(~alive, torch.finfo(logits.dtype).min).softmax(-1)
         slot, held = self._ring_slots(self._ring.shape[1])
-        near = weights.gather(2, slot[:, None].expand(-1, folds, -1)) * held[:, None]
-        mixed = torch.bmm(near, self._ring.float())
-        if pages:
-            far = weights[:, :, : places * self.packing.group].unflatten(2, (places, -1)).transpose(1, 2)
-            far = far[self._owner, self._place][:, None].expand(-1, self._groups, -1, -1).flatten(0, 1)
-            far = codec.weigh(self._values[:pages].flatten(0, 1), far, bits).unflatten(0, (pages, self._groups))
-            mixed.index_add_(0, self._owner, far.transpose(1, 2).flatten(2))
-        mixed = mixed.to(query.dtype).view(rows, query_heads, steps, -1)
-        return mixed.transpose(1, 2)
+        near = weights.gather(2, slot.expand(folds, -1, -1)) * held
+        mixed = torch.bmm(near.transpose(0, 1), self._ring.float())
+        far = weights[:, :, :paged].unflatten(2, (self._most, self.packing.group))[:, self._owner, self._place].flatten(1)
+        for channels, old in zip(mixed.chunk(self._groups, 2), self._values, strict=True):
+            total = codec.totals(old[:pages].flatten(0, 1), far, self._runs, bits)
+            channels.index_add_(0, self._run_owner, total.transpose(0, 1))
+        return mixed.to(query.dtype).view(rows, query_heads, steps, -1).transpose(1, 2)
 
     def _seen(self, slots: int, steps: int, folds: int, visible: Tensor | None) -> Tensor:
-        """Return ``[S, 1 or folds, slots]``: which slots hold a token that the queries may see."""
-        alive = self._valid[:, :, None, :slots]
+        """Return ``[1 or folds, S, slots]``: which slots hold a token that the queries may see."""
+        alive = self._valid[None, :, :, :slots]
         if visible is not None:
-            cols = self._cols[:, :, None, :slots].expand(-1, -1, steps, -1)
-            shown = visible[:, None].expand(-1, cols.shape[1], -1, -1).gather(3, cols.clamp(max=visible.shape[2] - 1).long())
-            alive = alive & shown
-            alive = alive[:, :, None].expand(-1, -1, folds // steps, -1, -1).flatten(2, 3)
-        return alive.expand(-1, self.heads, -1, -1).flatten(0, 1)
+            cols = self._cols[:, :, None, :slots].clamp(max=visible.shape[2] - 1).long().expand(-1, -1, steps, -1)
+            shown = visible[:, None].expand(self.rows, cols.shape[1], -1, -1).gather(3, cols).permute(2, 0, 1, 3)
+            alive = (alive & shown).repeat(folds // steps, 1, 1, 1)
+        return alive.expand(-1, -1, self.heads, -1).flatten(1, 2)
 
     def keep(self, mask: Tensor) -> Store:
         """Let go of the tokens outside ``mask [B, H or 1, n]``; free their pages, or pack afresh what is left."""
@@ -315,7 +336,7 @@ class Quantised:
         pages = len(self._owner)
         self._place = (self._place - before[self._owner, self._place])[~empty]
         self._owner = self._owner[~empty]
-        self._keys, self._values = self._keys[:pages][~empty], self._values[:pages][~empty]
+        self._keys, self._values = self._keys[:pages][~empty], self._values[:, :pages][:, ~empty]
         slots = torch.nn.functional.pad(slots, (0, self._cols.shape[2] - slots.shape[1]))
         order = slots.to(torch.uint8).argsort(dim=1, stable=True).unflatten(0, (self.rows, self.heads))
         own = order[:, : self._cols.shape[1]]
@@ -335,11 +356,10 @@ class Quantised:
         """Apply ``select`` to the batch axis."""
         row = select(torch.arange(self.rows, device=self._count.device))
         segment = (row[:, None] * self.heads + torch.arange(self.heads, device=row.device)).flatten()
-        order = (self._owner * (self._most + 1) + self._place).argsort()
-        first = self._pages.cumsum(0) - self._pages
+        order, first = self._order(), self._pages.cumsum(0) - self._pages
         self._owner, self._place = _spread(self._pages[segment])
         page = order[first[segment][self._owner] + self._place]
-        self._keys, self._values = self._keys[page], self._values[page]
+        self._keys, self._values = self._keys[page], self._values[:, page]
         self._tail, self._ring = self._tail[segment], self._ring[segment]
         self._count, self._pages, self._packed = self._count[segment], self._pages[segment], self._packed[segment]
         self._cols, self._valid = self._cols[row], self._valid[row]
@@ -359,14 +379,6 @@ class Quantised:
         self._count = self._count.minimum(first.maximum(self._pages * self.packing.group))
         self._measure()
 
-    def _measure(self) -> None:
-        """Read off the greatest lengths, so that no step has to."""
-        self._most = int(self._pages.max())
-        self._longest = int(self._count.max())
-        self._fullest = int((self._count - self._pages * self.packing.group).max())
-        self._waiting = int((self._count - self._packed).max())
-        self._widen(self._most * self.packing.group + self._fullest)
-
     def live(self) -> int:
         """Bytes of the pages, of the values packed in them, and of the keys and values in full."""
         group, size = self.packing.group, self._tail.element_size()
@@ -383,16 +395,8 @@ class Quantised:
 
 def _spread(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return for ``counts[s]`` items of each s, in order: whose each is, and which of them it is."""
-    owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    rank = torch.arange(len(owner), device=counts.device) - (counts.cumsum(0) - counts)[owner]
-    return owner, rank
+    return (torch.arange(int(counts.max()), device=counts.device) < counts[:, None]).nonzero(as_tuple=True)
 
 
 def _wide(index: Tensor, block: Tensor) -> Tensor:
     return index[..., None].expand(*index.shape, block.shape[2])
-
-
-def _grown(block: Tensor, slots: int, filled: int) -> Tensor:
-    new = block.new_zeros(slots, *block.shape[1:])
-    new[:filled] = block[:filled]
-    return new

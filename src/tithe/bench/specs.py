@@ -1,0 +1,132 @@
+"""Methods as text: ``slug``, ``slug:name=value`` with parameters of its own, joined by ``+`` to act together in order."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tithe import catalogue
+from tithe.budget import Keep, check_keep
+from tithe.catalogue import Factory
+from tithe.errors import BadInput, nearest
+from tithe.types import HostKind, Method
+
+UNTOUCHED = "untouched"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method and the parameters given to it alone."""
+
+    factory: Factory
+    own: dict[str, Any] = field(default_factory=dict)
+
+    def free(self) -> set[str]:
+        """Return the names of its parameters that are still to be given."""
+        return set(self.factory.parameters) - set(self.own)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One or several methods under one label."""
+
+    label: str
+    parts: tuple[Part, ...]
+
+    @property
+    def free(self) -> set[str]:
+        """The names of all parameters that are still to be given."""
+        return set().union(*(part.free() for part in self.parts))
+
+    @property
+    def families(self) -> set[str]:
+        """The families of its methods."""
+        return {part.factory.card.family for part in self.parts}
+
+    def budgets(self, keeps: Sequence[Keep]) -> tuple[Keep | None, ...]:
+        """Return the budgets to run it at: one without a name, for a method that has no ``keep`` or has its own."""
+        return tuple(keeps) if "keep" in self.free else (None,)
+
+    def methods(self, keep: Keep | None, params: dict[str, Any]) -> tuple[Method, ...]:
+        """Return its methods with the parameters that each of them has."""
+        given = params if keep is None else {**params, "keep": keep}
+        return tuple(
+            part.factory(**part.own, **{name: value for name, value in given.items() if name in part.free()})
+            for part in self.parts
+        )
+
+
+def parse(label: str) -> Spec:
+    """Return the spec that ``label`` spells, or raise with the nearest spelling."""
+    parts = []
+    for text in label.split("+"):
+        slug, *given = (piece.strip() for piece in text.split(":"))
+        part = Part(catalogue.get(slug), parse_params(given))
+        part.factory(**part.own)
+        parts.append(part)
+    return Spec(label.replace(" ", ""), tuple(parts))
+
+
+def parse_params(given: Iterable[str]) -> dict[str, Any]:
+    """Return ``name=value`` texts as parameters: numbers, booleans, None and tuples are read, all else is text."""
+    params = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip().isidentifier():
+            raise BadInput(f"param={text!r} is not of the form name=value.")
+        try:
+            params[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            params[name.strip()] = value
+    return params
+
+
+def split(text: str) -> list[str]:
+    """Return the parts of ``text`` between commas that stand outside brackets."""
+    return [part.strip() for part in re.split(r",(?![^()]*\))", text) if part.strip()]
+
+
+def collect(labels: Iterable[str], params: dict[str, Any]) -> list[Spec]:
+    """Return the specs for ``labels``, each once; every one of ``params`` must be of use to one of them."""
+    found = {spec.label: spec for spec in map(parse, labels)}
+    if not found:
+        raise BadInput("methods is empty: give a slug such as 'snapkv'.")
+    known = set().union(*(spec.free for spec in found.values()))
+    for name in params:
+        if name not in known:
+            raise BadInput(
+                f"{', '.join(found)}: no parameter {name!r}.{nearest(name, known)} "
+                f"Possible: {', '.join(sorted(known)) or 'none'}."
+            )
+    return list(found.values())
+
+
+def serving(kind: HostKind) -> list[str]:
+    """Return the slugs of all methods for models of ``kind`` that change what they compute."""
+    return [
+        slug
+        for slug, factory in catalogue.factories().items()
+        if kind in factory.card.hosts and factory.card.saving != "none"
+    ]
+
+
+def baselines(specs: Iterable[Spec], kind: HostKind) -> list[Spec]:
+    """Return what each family's methods must beat: those of the family that are true by definition, not by a paper."""
+    families = set().union(*(spec.families for spec in specs))
+    return [
+        Spec(slug, (Part(factory),))
+        for slug, factory in catalogue.factories().items()
+        if factory.card.fidelity == "definition" and factory.card.family in families and kind in factory.card.hosts
+    ]
+
+
+def parse_keep(text: str) -> Keep:
+    """Return a budget from text: with a dot a fraction in (0, 1], without one a count of tokens."""
+    try:
+        value: Keep = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+    except ValueError as error:
+        raise BadInput(f"keep={text!r} is not a number; give a fraction such as 0.25 or a count such as 64.") from error
+    return check_keep(value)

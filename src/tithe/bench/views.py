@@ -1,0 +1,217 @@
+"""What methods did to one input, token by token, as the page shows it."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tithe import hosts
+from tithe.bench.ask import Attach, Where, ask, untouched
+from tithe.bench.prompt import Inputs, Prompt, joined, pieces, tokenizer_of
+from tithe.bench.specs import Spec
+from tithe.bench.tasks.base import decoded, matches
+from tithe.bench.tasks.vision import labelled
+from tithe.budget import Keep
+from tithe.errors import BadInput, TitheError
+from tithe.flow import Run, on
+from tithe.page import ImageCase, LayerView, TextCase, View
+from tithe.trace import Event
+from tithe.types import Method
+from tithe.zoo import Loaded
+
+Places = Callable[[Event], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Which methods to look at: each spec at each budget. ``before`` is told of each one before it runs; ``refuse``
+    takes what cannot be served, which is raised where there is none."""
+
+    specs: Sequence[tuple[Spec, Keep | None]]
+    params: dict[str, Any] = field(default_factory=dict)
+    before: Callable[[str], None] = lambda label: None
+    refuse: Callable[[Spec, Keep | None, TitheError], None] | None = None
+
+    def methods(self) -> Iterator[tuple[Spec, Keep | None, tuple[Method, ...]]]:
+        """Yield what is to run."""
+        for spec, keep in self.specs:
+            self.before(spec.label if keep is None else f"{spec.label} · {keep}")
+            yield spec, keep, spec.methods(keep, self.params)
+
+
+def text_case(loaded: Loaded, name: str, prompt: Prompt, where: Where, look: Look) -> TextCase:
+    """Put the first question of ``prompt`` to the model, untouched and under all that ``look`` says."""
+    one = prompt.asks[0]
+    shown = joined(prompt.inputs, one.ids) if where == "inside" else prompt.inputs
+    ids = shown["input_ids"][0].tolist()
+    columns = torch.arange(len(ids))
+    answer = partial(_written, loaded, prompt, where)
+    plain, views = _views(loaded.model, answer, one.answer, len(ids), lambda event: _text_place(event, columns), look)
+    return TextCase(name, pieces(tokenizer_of(loaded), ids), one.text, one.answer or "", plain, views)
+
+
+def image_case(
+    loaded: Loaded, name: str, picture: Image.Image, prompt: Prompt, where: Where, look: Look, expected: str = ""
+) -> ImageCase:
+    """Show a picture to the model, untouched and under all that ``look`` says.
+
+    Raises:
+        BadInput: the model's image tokens do not form one grid over the picture.
+    """
+    model, host = loaded.model, hosts.find(loaded.model)
+    assert host.vision is not None
+    if loaded.kind == "vit":
+        grid, question, first = _tower_grid(model, prompt.inputs, host.vision.cls), "", int(host.vision.cls)
+        answer = partial(_classified, model, prompt.inputs)
+
+        def place(event: Event) -> Tensor | None:
+            return event.cols[0].long() - first if event.cols is not None and event.tower == "image" else None
+
+    else:
+        one = prompt.asks[0]
+        patches = (prompt.inputs["input_ids"][0] == host.image_token).cpu()
+        grid, question, expected = (
+            _token_grid(host.vision, model, prompt.inputs, int(patches.sum())),
+            one.text,
+            expected,
+        )
+        expected = expected or one.answer or ""
+        columns = torch.where(patches, patches.cumsum(0) - 1, -1)
+        answer = partial(_written, loaded, prompt, where)
+
+        def place(event: Event) -> Tensor | None:
+            if event.cols is not None and event.point == "encoder":
+                return event.cols[0].long()
+            return _text_place(event, columns)
+
+    plain, views = _views(model, answer, expected or None, grid[0] * grid[1], place, look)
+    return ImageCase(name, _png(_seen(picture, loaded)), grid, question, expected, plain, views)
+
+
+def layer_views(events: Sequence[Event], n: int, place: Places) -> tuple[LayerView, ...]:
+    """Return one view a layer from the events of one run: a prefill's where there are any, else the last decode step's.
+
+    Where several steps acted at a layer, a token counts as kept by the heads of that which kept fewest.
+    """
+    shown: dict[int | None, LayerView] = {}
+    usable = [(event, where) for event in events if (where := place(event)) is not None]
+    reading = [pair for pair in usable if pair[0].phase == "prefill"]
+    for event, where in reading or usable:
+        kept, scores = _spread(event, where, n)
+        before = shown.get(event.layer)
+        if before is not None:
+            kept = tuple(min(pair) for pair in zip(kept, before.kept, strict=True))
+        shown[event.layer] = LayerView(event.layer, scores or (before.scores if before else None), kept)
+    ordered = sorted(shown.values(), key=lambda view: -1 if view.layer is None else view.layer)
+    return tuple(ordered) or (LayerView(None, None, (1.0,) * n),)
+
+
+def _views(
+    model: Any, answer: Callable[[Attach], str], expected: str | None, n: int, place: Places, look: Look
+) -> tuple[str, tuple[View, ...]]:
+    plain, views = answer(untouched), []
+    for spec, keep, methods in look.methods():
+        runs: list[Run] = []
+
+        def attach(methods: tuple[Method, ...] = methods, runs: list[Run] = runs) -> Run:
+            runs.append(on(model, methods, level="scores"))
+            return runs[-1]
+
+        try:
+            said = answer(attach)
+        except TitheError as error:
+            if look.refuse is None:
+                raise
+            look.refuse(spec, keep, error)
+            continue
+        right = None if expected is None else matches(said, expected)
+        views.append(View(spec.label, keep, said, right, layer_views(runs[-1].trace.events, n, place)))
+    return plain, tuple(views)
+
+
+def _written(loaded: Loaded, prompt: Prompt, where: Where, attach: Attach) -> str:
+    (reply,) = ask(loaded.model, Prompt(prompt.inputs, prompt.asks[:1]), attach, where)
+    return decoded(loaded, reply.ids).strip()
+
+
+@torch.no_grad()
+def _classified(model: Any, inputs: Inputs, attach: Attach) -> str:
+    with attach():
+        output = model(**inputs)
+    return labelled(model, output.logits) if hasattr(output, "logits") else ""
+
+
+def _spread(event: Event, where: Tensor, n: int) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    """Return, for each of ``n`` tokens, the share of heads that kept it and its mean score, from an event's first row.
+
+    ``where [H or 1, m]``: which token each slot holds, outside 0..n-1 for none that is shown. What was no longer there
+    to be chosen is not kept; it has no score.
+    """
+    keep = event.keep[0] if event.keep is not None else torch.ones_like(where, dtype=torch.bool)
+    heads = keep.shape[0]
+    slots = where.expand(heads, -1)
+    held = (slots >= 0) & (slots < n)
+    kept = torch.zeros(n).index_add_(0, slots[keep & held], torch.ones(int((keep & held).sum())))
+    shares = tuple((kept / heads).tolist())
+    if event.scores is None:
+        return shares, None
+    score = event.scores[0].float()
+    at = where.expand(score.shape[0], -1)
+    scored = (at >= 0) & (at < n)
+    total = torch.zeros(n).index_add_(0, at[scored], score[scored])
+    count = torch.zeros(n).index_add_(0, at[scored], torch.ones(int(scored.sum())))
+    return shares, tuple((total / count).tolist())
+
+
+def _text_place(event: Event, columns: Tensor) -> Tensor | None:
+    """Return which shown token each slot of a text event holds, by the table ``columns [T]``."""
+    if event.cols is None or event.tower != "text" or event.point == "encoder":
+        return None
+    cols = event.cols[0].long()
+    return torch.where(cols < len(columns), columns[cols.clamp(max=len(columns) - 1)], -1)
+
+
+def _token_grid(vision: Any, model: Any, inputs: Inputs, tokens: int) -> tuple[int, int]:
+    found = vision.crops(model, [tokens], inputs) if vision.crops is not None else []
+    grid = found[0].grid if len(found) == 1 else None
+    if grid is None or grid[0] * grid[1] != tokens:
+        raise BadInput(
+            f"image: the {tokens} image tokens of this model form no grid over the picture, so none can be drawn."
+        )
+    return grid
+
+
+def _tower_grid(model: Any, inputs: Inputs, cls: bool) -> tuple[int, int]:
+    from tithe.bench.tasks.vision import patches_and_cls
+
+    patches = patches_and_cls(model, inputs) - cls
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise BadInput(f"image: the {patches} patches of this model form no square, so none can be drawn.")
+    return side, side
+
+
+def _seen(picture: Image.Image, loaded: Loaded) -> Image.Image:
+    """Return the part of a picture that the model's processor does not crop away."""
+    reader = getattr(loaded.processor, "image_processor", loaded.processor)
+    size = getattr(reader, "crop_size", None)
+    if not getattr(reader, "do_center_crop", False) or not size:
+        return picture
+    scale = min(picture.width / size["width"], picture.height / size["height"])
+    width, height = round(size["width"] * scale), round(size["height"] * scale)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

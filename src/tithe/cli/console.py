@@ -1,0 +1,59 @@
+"""Where things are printed: JSON last on stdout, tables beside it or on stderr, progress always on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def console(as_json: bool) -> Console:
+    """Return where tables go: stdout, or stderr where stdout is for JSON."""
+    return Console(stderr=as_json)
+
+
+def emit(payload: dict[str, Any]) -> None:
+    """Print JSON as the last thing on stdout."""
+    typer.echo(json.dumps(payload, allow_nan=False))
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says without line breaks."""
+    return " ".join(str(error).split())
+
+
+class Bars:
+    """Progress bars, one for each stretch of work."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def bar(self, name: str) -> Bar:
+        """Return a new bar called ``name``."""
+        return Bar(self._progress, name)
+
+
+class Bar:
+    """One bar; calling it says how much is done, of how much, and what comes now."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self._name = progress, name
+        self._task = progress.add_task(name, total=None)
+
+    def __call__(self, done: int, total: int, label: str) -> None:
+        """Move on."""
+        text = self._name if done == total else f"{self._name} · {label}"
+        self._progress.update(self._task, completed=done, total=total, description=text)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Show progress on stderr while the block runs."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield Bars(progress)

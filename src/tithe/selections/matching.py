@@ -1,0 +1,72 @@
+"""Which tokens are joined to which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tithe.budget import Budget
+from tithe.selections.top_k import highest
+from tithe.types import IMAGE, Selection, Tokens
+
+
+@dataclass(frozen=True)
+class Bipartite:
+    """The tokens most like their partners join them, until ``share`` of what the budget lets go is gone.
+
+    Image tokens only; never more than half of those held at once, so that a partner takes in others but joins none.
+    """
+
+    budget: Budget
+    share: float = 1.0
+
+    def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
+        """Select from ``score [B, 2, n]``: how unlike its partner each token is, and the slot of the partner (-1: none)."""
+        unlike, slot = score[:, 0], score[:, 1].long()
+        held = tokens.among(IMAGE)[:, 0].sum(-1)
+        given = tokens.seen - (tokens.valid[:, 0].sum(-1) - held)
+        leaving = ((given - self.budget.count(given)).double() * self.share).round().long()
+        most = torch.minimum((slot >= 0).sum(-1), held // 2)
+        count = torch.minimum((held - (given - leaving)).clamp(min=0), most)
+        joins = highest(-unlike, count[:, None])
+        dest = torch.where(joins, slot, -1)
+        return Selection((tokens.valid[:, 0] & ~joins)[:, None], tokens.cols, dest[:, None])
+
+
+@dataclass(frozen=True)
+class DominantAndContextual:
+    """The best by score, and ``share`` of the budget for tokens spread over the rest, which the others join.
+
+    Each of the others joins the spread token that is most like it, and these bring together one share of their mean.
+    """
+
+    budget: Budget
+    share: float
+
+    def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
+        """Select from ``score [B, 1 + d, n]``: a score, and features to compare tokens by."""
+        live = tokens.valid[:, 0]
+        count = self.budget.count(tokens.seen)
+        spread = (count.double() * self.share).round().long()
+        keep = highest(score[:, 0].masked_fill(~live, -torch.inf), (count - spread)[:, None]) & live
+        unit = F.normalize(score[:, 1:].transpose(1, 2), dim=-1)
+        dest = torch.full(keep.shape, -1, device=keep.device)
+        weight = torch.ones(keep.shape, device=keep.device)
+        for row, wanted in enumerate(spread.tolist()):
+            rest = (live[row] & ~keep[row]).nonzero()[:, 0]
+            targets = strided(rest, wanted)
+            others = rest[~torch.isin(rest, targets)]
+            keep[row, targets] = True
+            if len(targets) and len(others):
+                nearest = (unit[row, others] @ unit[row, targets].T).argmax(-1)
+                dest[row, others] = targets[nearest]
+                weight[row, others] = 1 / nearest.bincount(minlength=len(targets))[nearest].float()
+        return Selection(keep[:, None], tokens.cols, dest[:, None], weight[:, None])
+
+
+def strided(places: Tensor, count: int) -> Tensor:
+    """Return ``count`` of ``places [m]`` at even strides from the first; what is left over lies behind the last."""
+    return places[:: max(1, len(places) // max(1, count))][:count]

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from methods.context.contract import contract, generate, model, padded
+from methods.context.recorded import vector
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tithe
+from tithe.errors import BadInput
+
+VECTOR, META = vector("promptdistill")
+PROMPT, STEPS = META["prompt"], META["decode"]
+
+
+@cache
+def authors() -> LlamaForCausalLM:
+    """The authors' random model, its weights loaded into the unmodified class."""
+    given = LlamaForCausalLM(LlamaConfig(**META["config"])).eval()
+    weights = {name.removeprefix("w."): value for name, value in VECTOR.items() if name.startswith("w.")}
+    missing, unexpected = given.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    return given
+
+
+def play(pads: int = 0) -> tuple[torch.Tensor, Any]:
+    """Logits of the last prompt token and of every forced token, and the cache."""
+    ids = torch.cat([torch.zeros(pads, dtype=torch.long), VECTOR["ids"].long()])[None]
+    mask = (torch.arange(ids.shape[1]) >= pads).long()[None]
+    start = pads + PROMPT
+    with torch.no_grad():
+        out = authors()(input_ids=ids[:, :start], attention_mask=mask[:, :start])
+        past, logits = out.past_key_values, [out.logits[:, -1]]
+        lengths = [layer.store.length for layer in past.layers]
+        for end in range(start + 1, start + STEPS + 1):
+            out = authors()(input_ids=ids[:, end - 1 : end], attention_mask=mask[:, :end], past_key_values=past)
+            logits.append(out.logits[:, -1])
+    return torch.cat(logits), (lengths, past)
+
+
+def parameters(given: dict[str, Any]) -> dict[str, Any]:
+    counts = [count + 1 for count in given["n_topks"]]
+    one = len(counts) == 1
+    return {
+        "keep": counts[0] if one else counts,
+        "layer": given["selection_layers"][0] if one else given["selection_layers"],
+        "truncate": given["cache_truncation_end"],
+        "kernel": 5 if given["use_pooling"] else 1,
+    }
+
+
+@pytest.mark.parametrize("case", META["cases"])
+@pytest.mark.parametrize("pads", [0, 7])
+def test_whole_model_like_the_authors(case: str, pads: int) -> None:
+    with tithe.on(authors(), "promptdistill", level="scores", **parameters(META["cases"][case])) as run:
+        logits, (lengths, past) = play(pads)
+    events = run.trace.events
+    last = events[-1]
+    assert (last.cols[last.keep] - pads).tolist() == VECTOR[f"{case}_kept"].tolist()
+    for stage, event in enumerate(events):
+        wanted = VECTOR[f"{case}_scores{stage}"][:-1]
+        assert torch.allclose(event.scores[0, 0, -len(wanted) - 1 : -1], wanted, atol=1e-5)
+    extra = [pads if n == PROMPT else 0 for n in VECTOR[f"{case}_lengths"].tolist()]
+    assert [n - more for n, more in zip(lengths, extra, strict=True)] == VECTOR[f"{case}_lengths"].tolist()
+    assert torch.allclose(logits[0], VECTOR[f"{case}_logits"], atol=2e-5)
+    assert torch.allclose(logits[1:], VECTOR[f"{case}_decode_logits"], atol=2e-5)
+    assert [layer.store.length for layer in past.layers] == [n + STEPS for n in lengths]
+
+
+def test_untouched_model_like_the_authors_stock() -> None:
+    with tithe.on(authors(), "promptdistill", keep=1.0, layer=2):
+        logits, _ = play()
+    assert torch.allclose(logits, VECTOR["plain_logits"], atol=1e-4)
+
+
+def test_naive_reference() -> None:
+    """Logits of the last query from hidden states of the untouched model, in float64; pooling and top-k in loops."""
+    inputs = padded(pads=0)
+    host = model().double()
+    try:
+        with torch.no_grad():
+            out = host(**inputs, output_hidden_states=True)
+            layer = host.model.layers[1]
+            normed = layer.input_layernorm(out.hidden_states[1])
+            cos, sin = host.model.rotary_emb(normed, torch.arange(40)[None])
+            q, k = (
+                _turned(project(normed).unflatten(-1, (-1, 16)).transpose(1, 2), cos, sin)
+                for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+            )
+    finally:
+        host.float()
+    _, events = generate("promptdistill", inputs, keep=9, layer=1)
+    for row in range(2):
+        logits = [sum(float(q[row, h, -1] @ k[row, h // 2, c]) for h in range(4)) for c in range(39)] + [0.0]
+        smooth = [sum(logits[max(0, c - 2) : c + 3]) for c in range(39)]
+        best = sorted(sorted(range(39), key=lambda c: -smooth[c])[:8])
+        assert events[0].keep[row, 0].nonzero()[:, 0].tolist() == [*best, 39]
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+
+
+@pytest.mark.parametrize("truncate", [0, 1])
+def test_contract(truncate: int) -> None:
+    contract("promptdistill", layer=1, truncate=truncate)
+
+
+def test_fractions_are_of_the_prompt_at_every_stage() -> None:
+    _, events = generate("promptdistill", padded(), keep=(0.5, 0.25), layer=(0, 1), truncate=-1)
+    assert [event.heads_kept for event in events] == [((20,), (14,)), ((10,), (7,))]
+
+
+def test_second_prompt_on_one_cache() -> None:
+    """A second turn is cut by its own tokens; what the first left stays."""
+    inputs, more = padded(pads=0), torch.ones(2, 60, dtype=torch.long)
+    with tithe.on(model(), "promptdistill", keep=0.5, layer=1, truncate=1, level="kept") as run, torch.no_grad():
+        with run.prefill():
+            past = model()(**inputs, use_cache=True).past_key_values
+        with run.prefill():
+            model()(input_ids=inputs["input_ids"][:, :20], attention_mask=more, past_key_values=past)
+    assert [layer.store.length for layer in past.layers] == [30, 30, 30]
+    assert run.trace.events[0].cols.min() == 40
+
+
+def test_stages_must_pair() -> None:
+    with pytest.raises(BadInput, match="one budget for each layer"):
+        tithe.method("promptdistill", keep=(0.5, 0.2), layer=1)
