@@ -1,4 +1,4 @@
-"""Train the zoo's language model on one CPU thread: `python training/llm.py [--minutes 20] [--out DIR]`.
+"""Train the zoo's language model on one CPU thread: `python training/llm.py [--steps 4200] [--out DIR]`.
 
 Real text and recall are learnt together, from short contexts to long ones. Copying of random words comes
 first, until its loss is low: without that the model settles on naming a fact at random.
@@ -12,6 +12,7 @@ import math
 import platform
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ FACTS = {64: (1, 5), 128: (1, 10), 256: (1, 16), 512: (1, 24), 1024: (1, 32)}
 ASKED = {64: 5, 128: 8, 256: 10, 512: 12, 1024: 12}
 GRADES = ((64, 1), (64, 4), (128, 8), (256, 1), (256, 12), (512, 1), (512, 12), (512, 24), (768, 12),
           (1024, 1), (1024, 12), (1024, 32))  # fmt: skip
-SAVE_SECONDS = 180
-COPIED = 1.0  # the copy loss that ends the warm-up; recall is under way by then
-COPY_SHARE = 0.4  # of the time at most
+SAVE_EVERY = 600
+COPIED = 1.5  # the copy loss that ends the warm-up; recall is under way by then
+COPY_SHARE = 0.25  # of the steps at most
 
 
 def stage(done: float) -> int:
@@ -104,19 +105,16 @@ def save(model: LlamaForCausalLM, tokenizer: Any, card: dict[str, Any], out: Pat
     """Write weights in fp16, tokenizer and card; each file is replaced whole, so a reader never sees half."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        half = LlamaForCausalLM(model.config).to(torch.float16)
-        half.load_state_dict(model.state_dict())
-        half.save_pretrained(folder)
+        deepcopy(model).half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (Path(folder) / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        Path(folder, "card.json").write_text(json.dumps(card, indent=2) + "\n")
         for path in sorted(Path(folder).iterdir()):
+            path.chmod(0o644)
             path.replace(out / path.name)
 
 
-def card(
-    model: LlamaForCausalLM, tokenizer: Any, args: argparse.Namespace, step: int, spent: float, n: int
-) -> dict[str, Any]:
-    """What was trained on what, and how well it does."""
+def card(model: LlamaForCausalLM, tokenizer: Any, *, seed: int, step: int, seconds: float, n: int) -> dict[str, Any]:
+    """What was trained on what, and how well it does on about `n` questions of each kind."""
     grades = [(length, facts, exact_match(model, tokenizer, length, facts, n)) for length, facts in GRADES]
     return {
         "name": "zoo:llm",
@@ -124,14 +122,13 @@ def card(
         "data": f"standard library of CPython {platform.python_version()}, split by file; held out: text/heldout.txt",
         "data_licence": "PSF-2.0",
         "script": "training/llm.py",
-        "seed": args.seed,
+        "seed": seed,
         "threads": 1,
         "precision": "fp16 weights, trained in fp32 under bf16 autocast",
         "parameters": model.num_parameters(),
         "steps": step,
         "tokens_a_step": TOKENS,
-        "cpu_minutes": round(spent / 60, 1),
-        "finished": spent >= args.minutes * 60,
+        "cpu_minutes": round(seconds / 60, 1),
         "heldout_nats_per_token": round(text_loss(model, tokenizer, max(8, n // 4)), 3),
         "exact_match": [
             {"length": length, "facts": facts, "asked": min(4, facts), "rate": round(hit, 3)}
@@ -140,44 +137,37 @@ def card(
     }
 
 
-def main() -> None:
-    """Train, saving as it goes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20.0, help="CPU minutes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    rng = np.random.Generator(np.random.PCG64(args.seed))
+def halved(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A copy whose weights went through fp16, as shipped."""
+    return deepcopy(model).half().float()
 
-    write_heldout()
-    texts = split()[0].values()
-    tokenizer = train_tokenizer(texts, max_length=WINDOW)
-    filler = np.array(tokenizer("".join(texts), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+
+def train(tokenizer: Any, filler: np.ndarray, *, steps: int, seed: int, out: Path) -> None:
+    """Train from scratch, saving a draft every `SAVE_EVERY` steps."""
+    torch.manual_seed(seed)
+    rng = np.random.Generator(np.random.PCG64(seed))
     model = new_model(tokenizer, window=WINDOW)
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98), fused=True)
-    print(f"{model.num_parameters()} parameters, {len(filler)} tokens of text", flush=True)
 
-    began, budget = time.process_time(), args.minutes * 60
-    step, saved, copied_at, copying, copy_loss = 0, 0.0, 0.0, True, 6.0
-    while (spent := time.process_time() - began) < budget:
-        done = spent / budget
+    seconds, copying, copied_at, copy_loss = 0.0, True, 0, 6.0
+    for step in range(steps):
+        began = time.process_time()
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, done)
-        if copying and (copy_loss < COPIED or done > COPY_SHARE):
-            copying, copied_at = False, spent
-            print(f"copying ends at step {step}, {spent:.0f} s", flush=True)
-        length = CURRICULUM[0][0] if copying else stage((spent - copied_at) / (budget - copied_at))
+            group["lr"] = rate(step, step / steps)
+        if copying and (copy_loss < COPIED or step > COPY_SHARE * steps):
+            copying, copied_at = False, step
+            print(f"copying ends at step {step}", flush=True)
+        length = CURRICULUM[0][0] if copying else stage((step - copied_at) / (steps - copied_at))
         if rng.random() < 0.3:
             length = int(rng.choice([short for short, _ in CURRICULUM if short <= length]))
         facts = int(rng.integers(*FACTS[length], endpoint=True))
         asked = min(ASKED[length], facts)
         batch = TOKENS // length
         with torch.autocast("cpu", dtype=torch.bfloat16):
+            copied = torch.zeros(())
             if copying:
                 copied, _ = losses(model, copy_rows(tokenizer, rng, rows=batch // 2, length=length))
                 copy_loss = 0.9 * copy_loss + 0.1 * copied.item()
@@ -189,23 +179,31 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        step += 1
+        seconds += time.process_time() - began
         if step % 50 == 0:
             values = f"copy {copy_loss:.2f} answer {answer.item():.3f} text {text.item():.3f}"
-            print(f"{spent:5.0f} s step {step} length {length} facts {facts} {values}", flush=True)
-        if not copying and spent - saved > SAVE_SECONDS:
-            saved = spent
-            began_save = time.process_time()
-            draft = card(model, tokenizer, args, step, spent, n=16)
-            save(model, tokenizer, draft, args.out)
-            print(draft["heldout_nats_per_token"], [(g["length"], g["facts"], g["rate"]) for g in draft["exact_match"]],
-                  flush=True)  # fmt: skip
-            began += time.process_time() - began_save
-    half = LlamaForCausalLM(model.config).to(torch.float16)
-    half.load_state_dict(model.state_dict())
-    final = card(half.float(), tokenizer, args, step, spent, n=256)
-    save(half, tokenizer, final, args.out)
-    print(json.dumps(final, indent=2), flush=True)
+            print(f"{seconds:5.0f} s step {step} length {length} facts {facts} {values}", flush=True)
+        last = step == steps - 1
+        if last or (step % SAVE_EVERY == 0 and not copying):
+            half = halved(model)
+            about = card(half, tokenizer, seed=seed, step=step + 1, seconds=seconds, n=256 if last else 16)
+            save(half, tokenizer, about, out)
+            print(json.dumps(about), flush=True)
+
+
+def main() -> None:
+    """Make the held-out text, the tokenizer and the model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    write_heldout()
+    texts = split()[0].values()
+    tokenizer = train_tokenizer(texts, max_length=WINDOW)
+    filler = np.array(tokenizer("".join(texts), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+    train(tokenizer, filler, steps=args.steps, seed=args.seed, out=args.out)
 
 
 if __name__ == "__main__":

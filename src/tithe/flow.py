@@ -219,9 +219,9 @@ class DecodeState:
     def __init__(self, layer: CacheLayer, stream: Stream) -> None:
         self.layer, self._stream = layer, stream
 
-    def evict(self, keep: Tensor) -> None:
+    def evict(self, keep: Tensor, restart: Sequence[str] = ()) -> None:
         """Hold only the tokens of ``keep``."""
-        self.layer.evict(keep)
+        self.layer.evict(keep, restart)
 
     def plan(self, layers: Sequence[int], selection: Any) -> None:
         """Let ``layers`` attend only to the tokens of ``selection`` in this forward."""

@@ -62,6 +62,12 @@ def test_the_same_seed_gives_the_same_case_on_every_machine() -> None:
     assert (case.questions, case.answers, case.spans) == GOLDEN
 
 
+def test_no_two_facts_share_a_key_or_a_first_value(tokenizer: Any) -> None:
+    case = recall_case(tokenizer, length=1024, facts=96, asked=96, seed=1)
+    assert len(set(case.questions)) == 96
+    assert len({answer.split()[0] for answer in case.answers}) == 96
+
+
 @pytest.mark.parametrize("depth", [0.0, 0.25, 0.5, 1.0])
 def test_depth_places_the_needle(tokenizer: Any, depth: float) -> None:
     case = recall_case(tokenizer, length=1024, facts=1, asked=1, seed=2, depth=depth)

@@ -118,13 +118,14 @@ def test_detaching_restores_the_model_bit_by_bit(host: tuple[str, PreTrainedMode
 def test_fewer_tokens_are_read_and_held(host: tuple[str, PreTrainedModel]) -> None:
     name, model = host
     inputs = prompt(name, model, [2, 1])
-    images = int((inputs["input_ids"] == model.config.image_token_id).sum())
     with torch.no_grad(), tithe.on(model, drawn_patches(keep=0.5)) as run:
         model.generate(**inputs, max_new_tokens=2, do_sample=False, pad_token_id=0)
         report = run.report()
-    kept = int(sum(sum(event.kept) for event in run.trace.events))
-    assert sum(sum(event.seen) for event in run.trace.events) == images
-    assert kept <= images // 2
+    given = sum(sum(event.seen) for event in run.trace.events)
+    dropped = given - int(sum(sum(event.kept) for event in run.trace.events))
+    assert given == int((inputs["input_ids"] == model.config.image_token_id).sum())
+    assert dropped >= given // 2
     assert report.flops < report.flops_full
-    assert report.kv_full * (1 - kept / images) > 0
-    assert report.kv_live < report.kv_full
+    if name != "gemma3":
+        columns = int(inputs["attention_mask"].sum()) + 2
+        assert report.kv_live * columns == report.kv_full * (columns - dropped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,17 +14,21 @@ from tithe.types import Saving, Selection
 class Holds(Protocol):
     """A cache layer, as far as eviction is concerned."""
 
-    def evict(self, keep: Tensor) -> None:
+    def evict(self, keep: Tensor, restart: Sequence[str] = ()) -> None:
         """Hold only ``keep``."""
         ...
 
 
 @dataclass(frozen=True)
 class Evict:
-    """Evict from the cache layer of the site; memory is freed at once, per head where heads differ."""
+    """Evict from the cache layer of the site; memory is freed at once, per head where heads differ.
 
+    Per-token state named in ``restart`` goes back to 0 in the rows and heads that lost tokens.
+    """
+
+    restart: tuple[str, ...] = ()
     saving: Saving = "real"
 
     def apply(self, state: Holds, selection: Selection) -> None:
         """Hold only what ``selection`` keeps."""
-        state.evict(selection.keep)
+        state.evict(selection.keep, self.restart)

@@ -27,8 +27,8 @@ class Row:
     """One method at one budget on one task; ``_full`` figures are the untouched model's.
 
     ``kept_tokens`` of ``total_tokens`` presented to the last selecting step; bytes when the answer ends; FLOPs of one
-    reading of the context and of what is asked about it; ``prefill_ratio`` and ``decode_ratio`` are times over those of the untouched model; None where a task
-    has no such thing. ``quality``: see the task.
+    reading of the context and of what is asked about it; ``prefill_ratio`` and ``decode_ratio`` are times over those of
+    the untouched model; None where a task has no such thing. ``quality``: see the task.
     """
 
     model: str
@@ -117,17 +117,8 @@ def run(
         BadInput: an unknown name, a value out of range, or a task for another kind of model.
         Refused: no method at all could run; the reason of the first.
     """
-    for keep in keeps:
-        check_keep(keep)
-    for number, value, least in (("n", n, 1), ("repeat", repeat, 3), ("length", length, 1), ("seed", seed, 0)):
-        if value < least:
-            raise BadInput(f"{number}={value} is out of range; give at least {least}.")
-    if question not in WHERES:
-        raise unknown("question", question, WHERES)
-    for task in tasks:
-        registry.get(task)
     params = params or {}
-    chosen = specs.collect(methods, params) if methods else []
+    chosen = check(tasks, methods, keeps, question, n, seed, length, repeat, params)
     label = name or (model if isinstance(model, str) else type(model.model).__name__)
     loaded = load_model(model) if isinstance(model, str) else model
     todo = registry.check(list(tasks) or list(registry.serving(loaded.kind)), loaded.kind, label)
@@ -151,6 +142,40 @@ def run(
     if bench.refused and not any(row.method in wanted for row in bench.rows):
         raise Refused(next(one.reason for one in bench.refused if one.method in wanted))
     return Result(tuple(bench.rows), tuple(bench.refused))
+
+
+def check(
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    keeps: Sequence[Keep],
+    question: str,
+    n: int,
+    seed: int,
+    length: int,
+    repeat: int,
+    params: dict[str, Any],
+) -> list[Spec]:
+    """Return the specs of ``methods``, or raise what is wrong with any argument, before a model is loaded."""
+    for keep in keeps:
+        check_keep(keep)
+    for number, value, least in (("n", n, 1), ("repeat", repeat, 3), ("length", length, 1), ("seed", seed, 0)):
+        if value < least:
+            raise BadInput(f"{number}={value} is out of range; give at least {least}.")
+    if question not in WHERES:
+        raise unknown("question", question, WHERES)
+    for task in tasks:
+        registry.get(task)
+    chosen = specs.collect(methods, params) if methods else []
+    wrong = []
+    for spec in chosen:
+        for keep in spec.budgets(keeps):
+            try:
+                spec.methods(keep, params)
+            except BadInput as error:
+                wrong.append(error)
+    if chosen and len(wrong) == sum(len(spec.budgets(keeps)) for spec in chosen):
+        raise wrong[0] if wrong else BadInput("keep is empty: give a budget such as 0.25.")
+    return chosen
 
 
 class _Bench:

@@ -1,4 +1,4 @@
-"""Methods as text: ``slug``, ``slug:name=value`` with parameters of its own, joined by ``+`` to act together in order."""
+"""Methods as text: ``slug``, ``slug:name=value`` with parameters of its own, ``a+b`` to act together in order."""
 
 from __future__ import annotations
 

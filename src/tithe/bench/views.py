@@ -53,7 +53,7 @@ def text_case(loaded: Loaded, name: str, prompt: Prompt, where: Where, look: Loo
     shown = joined(prompt.inputs, one.ids) if where == "inside" else prompt.inputs
     ids = shown["input_ids"][0].tolist()
     columns = torch.arange(len(ids))
-    answer = partial(_written, loaded, prompt, where)
+    answer = partial(written, loaded, prompt, where)
     plain, views = _views(loaded.model, answer, one.answer, len(ids), lambda event: _text_place(event, columns), look)
     return TextCase(name, pieces(tokenizer_of(loaded), ids), one.text, one.answer or "", plain, views)
 
@@ -70,7 +70,7 @@ def image_case(
     assert host.vision is not None
     if loaded.kind == "vit":
         grid, question, first = _tower_grid(model, prompt.inputs, host.vision.cls), "", int(host.vision.cls)
-        answer = partial(_classified, model, prompt.inputs)
+        answer = partial(classified, model, prompt.inputs)
 
         def place(event: Event) -> Tensor | None:
             return event.cols[0].long() - first if event.cols is not None and event.tower == "image" else None
@@ -85,7 +85,7 @@ def image_case(
         )
         expected = expected or one.answer or ""
         columns = torch.where(patches, patches.cumsum(0) - 1, -1)
-        answer = partial(_written, loaded, prompt, where)
+        answer = partial(written, loaded, prompt, where)
 
         def place(event: Event) -> Tensor | None:
             if event.cols is not None and event.point == "encoder":
@@ -137,13 +137,15 @@ def _views(
     return plain, tuple(views)
 
 
-def _written(loaded: Loaded, prompt: Prompt, where: Where, attach: Attach) -> str:
+def written(loaded: Loaded, prompt: Prompt, where: Where, attach: Attach) -> str:
+    """Return the answer to the first question of ``prompt``."""
     (reply,) = ask(loaded.model, Prompt(prompt.inputs, prompt.asks[:1]), attach, where)
     return decoded(loaded, reply.ids).strip()
 
 
 @torch.no_grad()
-def _classified(model: Any, inputs: Inputs, attach: Attach) -> str:
+def classified(model: Any, inputs: Inputs, attach: Attach) -> str:
+    """Return what a classifier says of a picture, nothing for an encoder without labels."""
     with attach():
         output = model(**inputs)
     return labelled(model, output.logits) if hasattr(output, "logits") else ""

@@ -95,6 +95,8 @@ class Suite:
         if self.factory.card.saving == "none":
             return [*found, self.leaves_output, self.has_scores]
         found += [self.has_effect, self.equals_one_by_one]
+        if self.text:
+            found += [self.goes_on]
         if "keep" in self.factory.parameters:
             found += [self.keeps_all, self.keeps_at_least_one]
         return found
@@ -203,12 +205,43 @@ class Suite:
                 gap = (together.row(row).logits - alone.logits).abs().max()
                 self.fail("equals_one_by_one", f"row {row} differs from the row alone by {gap:.2e}")
 
+    def goes_on(self) -> None:
+        """A second turn on the same cache runs; with everything kept it is the untouched model's second turn."""
+        keep = 1.0 if "keep" in self.factory.parameters else None
+        for budget in (keep, self.keep):
+            with on(self.model, self.method(budget)):
+                got = turns(self.model, self.inputs)
+            if not bool(torch.isfinite(got.logits).all()):
+                self.fail("goes_on", "logits of the second turn are not finite")
+            if budget == 1.0 and not got.same(turns(self.model, self.inputs), TOLERANCE):
+                self.fail("goes_on", "the second turn differs from the untouched model's at keep=1.0")
+
     def keeps_at_least_one(self) -> None:
         """However small the budget, a token stays, and the model still answers with finite numbers."""
         got, run = self.run(1e-6)
         fewest = min((min(event.kept) for event in run.trace.events), default=1)
         if fewest < 1 or not bool(torch.isfinite(got.logits).all()):
             self.fail("keeps_at_least_one", f"{fewest} tokens kept at keep=1e-6")
+
+
+def turns(model: PreTrainedModel, inputs: dict[str, Any], new: int = 3) -> Outcome:
+    """Generate, then ask with five more tokens on the same cache, and generate again."""
+    common: dict[str, Any] = {
+        "max_new_tokens": new,
+        "min_new_tokens": new,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "pad_token_id": model.config.get_text_config().pad_token_id or 0,
+    }
+    with torch.no_grad():
+        first = model.generate(**inputs, **common)
+        rows = first.sequences.shape[0]
+        ids = torch.cat([first.sequences, torch.full((rows, 5), int(inputs["input_ids"][0, -1]))], 1)
+        mask = inputs["attention_mask"]
+        mask = torch.cat([mask, mask.new_ones(rows, ids.shape[1] - mask.shape[1])], 1)
+        out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **common)
+    return Outcome(torch.stack(out.logits, 1), out.sequences[:, ids.shape[1] :])
 
 
 def alone_of(inputs: dict[str, Any], row: int) -> dict[str, Any]:

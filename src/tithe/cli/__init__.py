@@ -1,4 +1,7 @@
-"""The command line: ``tithe demo | list | show | run | inspect | bench``. Exit codes: 0 done, 1 something failed, 2 bad input."""
+"""The command line: ``tithe demo | list | show | run | inspect | bench``.
+
+Exit codes: 0 done; 1 ran, but something failed or was refused on the way; 2 bad input, and nothing was written.
+"""
 
 from tithe.cli.app import app, main
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tithe.errors import BadInput
 from tithe.flow import Run, on
@@ -42,10 +42,10 @@ def semantic_credit(attention: Tensor, prompt: Tensor, span: tuple[int, int], to
     return attention[..., start:stop].sum(-1) * int((prompt[start:stop] == token).sum())
 
 
-def retrieval_scores(model: PreTrainedModel, probes: Sequence[Probe], new: int = 50, recall: float = 0.5) -> Tensor:
+def retrieval_scores(model: Any, probes: Sequence[Probe], new: int = 50, recall: float = 0.5) -> Tensor:
     """Return ``[L, Hq]``: the credit of each head summed over the steps of greedy decoding, mean over answered probes.
 
-    A probe is answered where more than ``recall`` of its answer's ids are emitted. (CompressKV, arXiv:2508.02401.)
+    ``model`` is a causal language model of transformers. A probe is answered where more than ``recall`` of its answer's ids are emitted. (CompressKV, arXiv:2508.02401.)
 
     Raises:
         BadInput: a span outside its prompt, or no probe is answered, so that nothing can be said of the heads.
@@ -69,7 +69,7 @@ def best(scores: Tensor, count: int = 4) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in order[:, :count].tolist())
 
 
-def _answer(model: PreTrainedModel, probe: Probe, new: int) -> tuple[Tensor, list[int]]:
+def _answer(model: Any, probe: Probe, new: int) -> tuple[Tensor, list[int]]:
     prompt = torch.tensor(probe.ids, device=model.device)
     end = getattr(model.generation_config, "eos_token_id", None)
     stops = set(end) if isinstance(end, list) else {end}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import normalize
 
 
 def head_mean(keys: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def partners(features: Tensor, movable: Tensor) -> Tensor:
         ``[B, 2, n]``: how unlike its partner each token is, 1 - cosine, infinite for one that has none; and the slot of
         the partner, -1 for none.
     """
-    unit = F.normalize(features.float(), dim=-1)
+    unit = normalize(features.float(), dim=-1)
     alike = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
     free = movable[:, 0, ::2, None] & movable[:, 0, None, 1::2]
     best, slot = alike.masked_fill(~free, -torch.inf).max(-1)
@@ -35,5 +35,5 @@ def partners(features: Tensor, movable: Tensor) -> Tensor:
 
 
 def with_features(score: Tensor, features: Tensor) -> Tensor:
-    """Return ``[B, 1 + d, n]``: ``score [B, 1, n]`` and, as further rows, the ``features [B, n, d]`` to compare tokens by."""
+    """Return ``[B, 1 + d, n]``: ``score [B, 1, n]``, and as further rows the ``features [B, n, d]`` to compare by."""
     return torch.cat([score.float(), features.transpose(1, 2).float()], 1)

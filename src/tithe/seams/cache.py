@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,10 +116,16 @@ class CacheLayer(CacheLayerMixin):
         """Unbounded."""
         return -1
 
-    def evict(self, keep: Tensor) -> None:
-        """Hold only the tokens of ``keep [B, H or 1, n]``."""
-        if self.store is not None:
-            self.store = self.store.keep(keep)
+    def evict(self, keep: Tensor, restart: Sequence[str] = ()) -> None:
+        """Hold only the tokens of ``keep [B, H or 1, n]``; the per-token state ``restart`` begins anew where some went."""
+        if self.store is None:
+            return
+        cut = (self.store.view().valid & ~keep).any(-1, keepdim=True) if restart else keep
+        self.store = self.store.keep(keep)
+        for name in restart:
+            state = self.store.side(name)
+            if state is not None:
+                self.store.set_side(name, state.masked_fill(cut, 0))
 
     def quantise(self, bits: int, group: int, residual: int) -> None:
         """Pack the tokens held, and those to come, into ``bits`` a number (see ``Packing``)."""

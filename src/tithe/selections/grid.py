@@ -33,7 +33,7 @@ def even_points(count: int, grid: Grid) -> list[int]:
 def coarse(count: int, grid: Grid) -> Grid:
     """Return the smaller grid of at most ``count`` cells, of about the same shape as ``grid``."""
     height, width = grid
-    rows = min(max(int(math.sqrt(count * height / width)), 1), height)
+    rows = min(max(int(math.sqrt(count * height / width)), 1), height, count)
     cols = min(count // rows, width)
     return min(count // cols, height) if cols == width else rows, cols
 

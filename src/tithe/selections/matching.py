@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from tithe.budget import Budget
 from tithe.selections.top_k import highest
@@ -24,7 +24,7 @@ class Bipartite:
     share: float = 1.0
 
     def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
-        """Select from ``score [B, 2, n]``: how unlike its partner each token is, and the slot of the partner (-1: none)."""
+        """Select from ``score [B, 2, n]``: how unlike its partner each token is, and the partner's slot (or -1)."""
         unlike, slot = score[:, 0], score[:, 1].long()
         held = tokens.among(IMAGE)[:, 0].sum(-1)
         given = tokens.seen - (tokens.valid[:, 0].sum(-1) - held)
@@ -52,7 +52,7 @@ class DominantAndContextual:
         count = self.budget.count(tokens.seen)
         spread = (count.double() * self.share).round().long()
         keep = highest(score[:, 0].masked_fill(~live, -torch.inf), (count - spread)[:, None]) & live
-        unit = F.normalize(score[:, 1:].transpose(1, 2), dim=-1)
+        unit = normalize(score[:, 1:].transpose(1, 2), dim=-1)
         dest = torch.full(keep.shape, -1, device=keep.device)
         weight = torch.ones(keep.shape, device=keep.device)
         for row, wanted in enumerate(spread.tolist()):

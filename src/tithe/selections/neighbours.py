@@ -35,7 +35,7 @@ def beside(mask: Tensor, grid: Grid, wrap: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class AnchorsAndRegisters:
-    """Anchors are the best by the first of two scores, and bring their neighbours; registers, the best by the second, fill up.
+    """Anchors, the best by the first of two scores, bring their neighbours; registers, the best by the second, fill up.
 
     With a budget of N there are ``round(N alpha / 5)`` anchors (halves to even), since each brings four neighbours.
     """

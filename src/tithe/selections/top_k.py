@@ -33,8 +33,8 @@ class TopK:
 
     ``slack`` lets a row hold that many tokens over its budget before it is cut back to it, so that a method which
     fires at every decode step need not move the whole cache for each token. ``drop`` cuts a row that is over its
-    budget to ``1 - drop`` of it, so that it fills again. ``allot`` turns the count of each row and the tokens it
-    has seen, both ``[B]``, into this layer's count.
+    budget to ``1 - drop`` of it (but no less than is protected), so that it fills again. ``allot`` turns the count of
+    each row and the tokens it has seen, both ``[B]``, into this layer's count.
     """
 
     budget: Budget
@@ -55,7 +55,7 @@ class TopK:
         if not bool(over.any()):
             return Selection(live, tokens.cols)
         safe = self.budget.protected(candidates, count)
-        left = count - (count.double() * self.drop).long()
+        left = (count - (count.double() * self.drop).long()).clamp(min=self.budget.least).minimum(count)
         keep = highest(masked(score, candidates, safe), left[:, None, None])
         keep = (keep & candidates) | (live & ~candidates)
         return Selection(torch.where(over, keep, live), tokens.cols)

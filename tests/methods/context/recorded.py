@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VECTORS = Path(__file__).parents[2] / "vectors"
+HIDDEN = 8
 
 
 def vector(slug: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -57,7 +58,7 @@ class Nothing(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.taken.append(hidden)
-        return hidden.new_zeros(*hidden.shape[:-1], 4)
+        return hidden.new_zeros(*hidden.shape[:-1], HIDDEN)
 
 
 class Recorded:
@@ -69,7 +70,7 @@ class Recorded:
         layers, heads, self.length, dim = q.shape
         config = LlamaConfig(
             vocab_size=self.length,
-            hidden_size=4,
+            hidden_size=HIDDEN,
             intermediate_size=4,
             num_hidden_layers=layers,
             num_attention_heads=heads,

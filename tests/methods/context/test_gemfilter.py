@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from methods.context.contract import contract, model, padded
+from methods.context.contract import contract, generate, model, padded
 from methods.context.recorded import Recorded, vector
 from torch import Tensor
 
 import tithe
 from tithe.errors import BadInput
+from tithe.types import layer_at
 
 VECTOR, META = vector("gemfilter")
 
@@ -66,4 +67,11 @@ def test_the_model_reads_the_short_prompt_as_if_it_were_all() -> None:
 
 def test_a_layer_beyond_the_model_is_refused() -> None:
     with pytest.raises(BadInput, match="layer=13"):
-        tithe.on(model(), "gemfilter")
+        tithe.on(model(), "gemfilter", layer=13)
+
+
+def test_the_layer_is_a_share_of_the_depth() -> None:
+    shares = [tithe.method("gemfilter").steps[0].needs[0].layer, *tithe.method("tidaldecode").steps[0].site.layer]
+    assert [layer_at(share, 32) for share in shares] == [13, 2, 13]
+    sets = [generate("gemfilter", padded(), keep=9, **given)[1][0].keep for given in ({}, {"layer": 1}, {"layer": 0})]
+    assert torch.equal(sets[0], sets[1]) and not torch.equal(sets[0], sets[2])

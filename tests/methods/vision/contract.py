@@ -8,11 +8,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import tithe
 import torch
 from methods.context.recorded import vector
 from PIL import Image
 from tiny_vision import VLMS, prompt
+from torch import Tensor
+from transformers import ViTConfig, ViTForImageClassification
+
+import tithe
 from tithe.bench.tasks import canvas
 from tithe.check import check_method
 from tithe.seams.evidence import Evidence, LayerEvidence
@@ -20,8 +23,6 @@ from tithe.seams.image import TowerLayer
 from tithe.seams.stores import View
 from tithe.types import IMAGE, Method, Selection, Tokens, checked
 from tithe.zoo.loader import load
-from torch import Tensor
-from transformers import ViTConfig, ViTForImageClassification
 
 __all__ = ["vector"]
 CASES, PATCHES = 40, canvas.GRID**2
@@ -175,7 +176,12 @@ def beats_random(slug: str, keep: int = 18, gap: float = 0.2, **params: Any) -> 
 def classifier() -> Any:
     """A ViT of 4 blocks over 36 patches and CLS."""
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
     config = ViTConfig(**shape, image_size=24, patch_size=4, num_labels=7, initializer_range=0.3)
     return ViTForImageClassification(config).eval()
 
@@ -188,6 +194,7 @@ def pixels() -> dict[str, Tensor]:
 Between = Callable[[int, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+@torch.no_grad()
 def by_loops(images: Tensor, between: Between, weighed: bool = True) -> list[Tensor]:
     """Class logits of ``classifier()`` by explicit block maths in float64, one image at a time.
 
@@ -209,5 +216,5 @@ def by_loops(images: Tensor, between: Between, weighed: bool = True) -> list[Ten
             mass = probs[:, 0].sum(0) * v.transpose(0, 1).reshape(len(x), 32).norm(dim=-1)
             x, sizes = between(index, x, sizes, k.mean(0), mass)
             x = x + block.mlp(block.layernorm_after(x))
-        out.append(vit.classifier(vit.vit.layernorm(x)[0]).detach())
+        out.append(vit.classifier(vit.vit.layernorm(x)[0]))
     return out

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import pytest
-import tithe
 import torch
 from methods.vision.contract import by_loops, classifier, layer, pixels, read, vector
+from torch import Tensor
+from transformers import ViTConfig, ViTModel
+
+import tithe
 from tithe.check import check_method
 from tithe.errors import BadInput
 from tithe.scores.vision import cls_times_value
 from tithe.selections.sampling import drawn
-from torch import Tensor
-from transformers import ViTConfig, ViTModel
 
 VECTOR, _ = vector("ats")
 KINDS = ("weight", "bias")
@@ -59,9 +60,9 @@ def test_same_blocks_as_the_authors(together: bool) -> None:
         here = row if together else 0
         vit = recorded(rows)
         outputs: list[Tensor] = []
-        for block in vit.layers:
-            block.register_forward_hook(lambda module, args, out: outputs.append(out))
         with tithe.on(vit, "ats", points=144, layer=0, level="kept") as run, torch.no_grad():
+            for block in vit.layers:
+                block.register_forward_hook(lambda module, args, out: outputs.append(out))
             vit(pixel_values=torch.zeros(len(rows), 3, 48, 48))
         for index, event in enumerate(run.trace.events):
             wanted = VECTOR[f"block_kept_{row}_{index}"].tolist()

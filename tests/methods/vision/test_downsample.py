@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-import tithe
 import torch
-import torch.nn.functional as F
 from methods.vision.contract import contract, decide, generated, model, prompts, shown, tokens
+from torch.nn.functional import avg_pool2d
+
+import tithe
 from tithe.seams.merging import joined
 
 
@@ -14,7 +15,7 @@ def test_equals_average_pooling(keep: int, side: int) -> None:
     selection = decide(tithe.method("downsample", keep=keep), shown([]), tokens(144, (12, 12)))
     assert selection.dest is not None
     merged = joined(features, selection.dest[:, 0], None, selection.weight)[0][selection.keep[:, 0]]
-    pooled = F.avg_pool2d(features.mT.view(1, 8, 12, 12), 12 // side).flatten(2)[0].T
+    pooled = avg_pool2d(features.mT.view(1, 8, 12, 12), 12 // side).flatten(2)[0].T
     assert merged.shape == (side * side, 8)
     assert torch.allclose(merged, pooled, atol=1e-6)
 
@@ -34,7 +35,7 @@ def test_the_language_model_reads_the_means() -> None:
     assert [event.kept for event in run.trace.events] == [(4,), (4,)]
     with torch.no_grad():
         features = torch.stack(list(model().model.get_image_features(inputs["pixel_values"]).pooler_output))
-        pooled = F.avg_pool2d(features.mT.view(2, -1, 4, 4), 2).flatten(2).mT
+        pooled = avg_pool2d(features.mT.view(2, -1, 4, 4), 2).flatten(2).mT
         ids, alive = inputs["input_ids"], inputs["attention_mask"]
         image = ids == model().config.image_token_id
         middles = torch.tensor([5, 7, 13, 15])

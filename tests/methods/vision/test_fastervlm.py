@@ -14,6 +14,7 @@ from methods.vision.contract import (
     tokens,
     vector,
 )
+
 from tithe import method
 
 VECTOR, _ = vector("fastervlm")

@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tithe
 import torch
 from methods.vision.contract import contract, generated, model, prompts, vector
 from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+import tithe
 from tithe.bench.tasks import canvas
 from tithe.errors import Refused
 from tithe.scores.random import hashed
 from tithe.types import Method
 from tithe.zoo.loader import load
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 VECTOR, META = vector("fastv")
 CASES = list(enumerate(META["parameters"]["cases_k_r"]))
@@ -27,7 +28,9 @@ def recorded() -> LlavaForConditionalGeneration:
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=5, num_attention_heads=2, pad_token_id=0
     )
     eye = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8)
-    one = LlavaForConditionalGeneration(LlavaConfig(vision_config=eye, text_config=text, image_token_index=IMAGE)).eval()
+    one = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=eye, text_config=text, image_token_index=IMAGE)
+    ).eval()
     one.config.image_token_id = IMAGE
     weights = {name[2:]: value for name, value in VECTOR.items() if name.startswith("w.")}
     missing, unexpected = one.model.language_model.load_state_dict(weights, strict=False)

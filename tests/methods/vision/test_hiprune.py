@@ -15,11 +15,12 @@ from methods.vision.contract import (
     tokens,
     vector,
 )
+from torch import Tensor
+
 from tithe import method
 from tithe.budget import Budget
 from tithe.errors import BadInput
 from tithe.selections.neighbours import AnchorsAndRegisters
-from torch import Tensor
 
 VECTOR, META = vector("hiprune")
 LLAVA = list(enumerate(META["parameters"]["llava"]["cases_keep_alpha"]))
@@ -87,7 +88,7 @@ def test_never_more_than_the_budget() -> None:
 
 
 def test_alpha_is_a_share() -> None:
-    with pytest.raises(BadInput, match="alpha=1.5"):
+    with pytest.raises(BadInput, match="alpha"):
         method("hiprune", alpha=1.5)
 
 

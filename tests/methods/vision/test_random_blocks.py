@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-import tithe
 import torch
 from methods.vision.contract import by_loops, classifier, pixels, read
-from tithe.check import check_method
 from torch import Tensor
+
+import tithe
+from tithe.check import check_method
 
 
 def test_drops_once_between_attention_and_mlp() -> None:

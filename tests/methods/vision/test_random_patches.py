@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 from methods.vision.contract import contract, decide, generated, kept, prompts, right, shown, tokens
+
 from tithe import method
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-import tithe
 import torch
 from methods.vision.contract import by_loops, classifier, pixels, read
+from torch import Tensor
+
+import tithe
 from tithe.check import check_method
 from tithe.errors import BadInput
-from torch import Tensor
 
 
 def merging(joined: list[int]):
@@ -37,9 +38,9 @@ def merging(joined: list[int]):
 )
 def test_against_loops(keep: int, schedule: str, joined: list[int], proportional: bool) -> None:
     wanted = by_loops(pixels()["pixel_values"], merging(joined), weighed=proportional)
-    with tithe.on(classifier(), "tome", keep=keep, schedule=schedule, proportional=proportional, level="kept") as run:
-        with torch.no_grad():
-            logits = classifier()(**pixels()).logits
+    chosen = tithe.method("tome", keep=keep, schedule=schedule, proportional=proportional)
+    with tithe.on(classifier(), chosen) as run, torch.no_grad():
+        logits = classifier()(**pixels()).logits
     left = [37 - sum(joined[: n + 1]) for n in range(4)]
     assert [event.kept for event in run.trace.events] == [(float(n),) * 3 for n in left]
     assert torch.allclose(logits.double(), torch.stack(wanted), atol=1e-4)

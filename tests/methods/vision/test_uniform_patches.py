@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from methods.vision.contract import contract, decide, generated, kept, prompts, shown, tokens
+
 from tithe import method
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import tithe
 from methods.vision.contract import (
     attentions,
     beats_random,
@@ -16,6 +15,8 @@ from methods.vision.contract import (
     tokens,
     vector,
 )
+
+import tithe
 from tithe.errors import BadInput
 
 VECTOR, META = vector("vtc-cls")

@@ -3,7 +3,8 @@
 A fact is the line `set KEY VALUE VALUE`, a question the line `get KEY`, its answer both values. Keys and
 values are ordinary words that the filler uses as well, so neither a rare embedding nor a large value vector
 tells a fact from its surroundings. One fact asked makes a needle test; many facts, several asked, make
-multi-key retrieval (Hsieh et al. 2024, RULER, arXiv:2404.06654).
+multi-key retrieval (Hsieh et al. 2024, RULER, arXiv:2404.06654). No two facts of a case share a key or a first
+value, so each word of an answer follows from the word before it.
 
 Cases are drawn with NumPy's PCG64 from the seed alone: the same on every machine.
 """
@@ -93,9 +94,10 @@ def recall_case(
         raise ValueError(f"depth is a fraction from 0 to 1, got {depth}")
     rng = np.random.Generator(np.random.PCG64(seed))
     keys = rng.choice(len(KEYS), facts, replace=False)
-    values = rng.integers(0, len(VALUES), (facts, 2))
+    first = rng.choice(len(VALUES), facts, replace=False)
+    second = rng.integers(0, len(VALUES), facts)
     questions = [f"get {KEYS[key]}" for key in keys]
-    answers = [f" {VALUES[first]} {VALUES[second]}" for first, second in values]
+    answers = [f" {VALUES[one]} {VALUES[two]}" for one, two in zip(first, second, strict=True)]
     lines = [f"set {KEYS[key]}{answer}\n" for key, answer in zip(keys, answers, strict=True)]
     encoded = tokenizer(lines, add_special_tokens=False)["input_ids"]
 

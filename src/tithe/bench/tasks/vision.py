@@ -87,11 +87,15 @@ class Digits:
 
 def labelled(model: Any, logits: Tensor) -> str:
     """Return in words what a classifier says of one picture: its label, or the digits of a canvas."""
-    names = model.config.id2label
     if logits.shape[-1] == GROUPS * CLASSES:
-        places = _groups(logits)[0] + torch.arange(GROUPS) * CLASSES
-        return ", ".join(str(names[int(place)]) for place in places)
-    return str(names[int(logits[0].argmax())])
+        return named(model, _groups(logits)[0].tolist())
+    return str(model.config.id2label[int(logits[0].argmax())])
+
+
+def named(model: Any, digits: list[int]) -> str:
+    """Return in words the digits of the quadrants of a canvas."""
+    names = model.config.id2label
+    return ", ".join(str(names[group * CLASSES + digit]) for group, digit in enumerate(digits))
 
 
 def patches_and_cls(model: Any, inputs: Inputs) -> int:

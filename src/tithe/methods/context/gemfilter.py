@@ -15,7 +15,7 @@ from tithe.catalogue import card
 from tithe.scores.attention import last_logits, pooled
 from tithe.seams.evidence import Evidence
 from tithe.selections.top_k import TopK
-from tithe.types import Need, Site, Step, Tokens
+from tithe.types import Depth, Need, Site, Step, Tokens
 
 
 @card(
@@ -31,7 +31,7 @@ from tithe.types import Need, Site, Step, Tokens
     mechanism="The last token's query in an early layer picks prompt tokens; the whole model then reads only those, "
     "as if they were the prompt.",
 )
-def gemfilter(keep: Keep = 1024, layer: int = 13, kernel: int = 5, sink: int = 0, recent: int = 0) -> Step:
+def gemfilter(keep: Keep = 1024, layer: Depth = 13 / 32, kernel: int = 5, sink: int = 0, recent: int = 0) -> Step:
     """Shorten the prompt to the tokens that the last query of ``layer`` points at, pooled over ``kernel``."""
 
     def score(evidence: Evidence, tokens: Tokens) -> Tensor:

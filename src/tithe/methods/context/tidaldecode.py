@@ -3,7 +3,7 @@
 Deviation: the query heads of a group choose together (mean of their probabilities), so that a key head reads as many
 tokens as asked for; theirs choose one by one on repeated keys. The current token is always read, as in their kernels;
 ``recent=0`` lets it compete, as in their PyTorch path. The paper's cache correction, a full refill every few steps, is
-in neither. Their second layer is 13 for Llama 3 8B (12 in the kernels).
+in neither. The layers are theirs for Llama 3 8B, 2 and 13 of 32 (12 in the kernels), as shares of the depth.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tithe.actions import Attend
 from tithe.budget import Budget, Keep
 from tithe.catalogue import card
 from tithe.selections.top_k import TopK
-from tithe.types import Need, Site, Step
+from tithe.types import Depth, Need, Site, Step, layer_at
 
 
 @card(
@@ -31,9 +31,9 @@ from tithe.types import Need, Site, Step
     mechanism="At each step of decoding a few layers attend in full and choose tokens; the layers that follow each "
     "read only those. Nothing is evicted.",
 )
-def tidaldecode(keep: Keep = 256, layer: int | Sequence[int] = (2, 13), recent: int = 1) -> Step:
+def tidaldecode(keep: Keep = 256, layer: Depth | Sequence[Depth] = (2 / 32, 13 / 32), recent: int = 1) -> Step:
     """Let the layers after each one of ``layer`` read only the tokens that it attends to most, at every step."""
-    chosen = (layer,) if isinstance(layer, int) else tuple(layer)
+    chosen = (layer,) if isinstance(layer, (int, float)) else tuple(layer)
     step = Step(
         Site("attention", "decode", layer=chosen),
         score=lambda evidence, tokens: evidence.here.probs(-1).sum(3).mean(2),
@@ -42,7 +42,7 @@ def tidaldecode(keep: Keep = 256, layer: int | Sequence[int] = (2, 13), recent: 
     )
 
     def at(index: int, total: int) -> Step:
-        stop = min((other % total for other in chosen if other % total > index), default=total)
-        return replace(step, action=Attend(tuple(range(index + 1, stop))))
+        above = [other for one in chosen if (other := layer_at(one, total)) > index]
+        return replace(step, action=Attend(tuple(range(index + 1, min(above, default=total)))))
 
     return replace(step, per_layer=at)

@@ -1,4 +1,4 @@
-"""Adaptive Token Sampling (ATS). Fayyaz et al. 2021, arXiv:2111.15667. Authors' code: adaptivetokensampling/ATS @ 9271257.
+"""ATS. Fayyaz et al. 2021, arXiv:2111.15667. Authors' code: adaptivetokensampling/ATS @ 9271257 (Apache-2.0).
 
 Deviation: fewer ``points`` than patches are spread over the whole distribution, where the authors' code fails; their
 code counts padding of a batch as tokens of score 0, here a row is sampled as if it were alone. Attention follows the
@@ -27,8 +27,8 @@ from tithe.types import IMAGE, Need, Site, Step
     hosts=("vit",),
     fidelity="official",
     saving="real",
-    mechanism="In the deeper blocks, tokens are drawn by inverse-transform sampling from the CLS token's attention times "
-    "the norm of the values: as many as that is spread over, which differs by image.",
+    mechanism="In the deeper blocks, tokens are drawn by inverse-transform sampling from the CLS token's attention "
+    "times the norm of the values: as many as that is spread over, which differs by image.",
 )
 def ats(points: int | float = 1.0, layer: int | None = None) -> Step:
     """Sample at ``points`` (a count, or a share of the patches) in every block from ``layer`` on.

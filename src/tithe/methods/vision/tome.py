@@ -28,8 +28,8 @@ SCHEDULES = ("constant", "decreasing")
     hosts=("vit",),
     fidelity="oracle",
     saving="real",
-    mechanism="In every block, between attention and MLP, every other token looks for the one most like it by keys among "
-    "the rest; the most alike are joined, and later attention weighs a token by the patches in it.",
+    mechanism="In every block, between attention and MLP, every other token looks for the one most like it by keys "
+    "among the rest; the most alike are joined, and later attention weighs a token by the patches in it.",
 )
 def tome(keep: int | float = 0.5, schedule: str = "constant", proportional: bool = True) -> Step:
     """Join tokens block by block until ``keep`` of the patches are left after the last one.

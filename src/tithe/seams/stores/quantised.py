@@ -68,8 +68,6 @@ class Quantised:
         self._count = alive.expand(self.rows, self.heads).reshape(segments)
         self._pages = torch.zeros_like(self._count)
         self._packed = torch.zeros_like(self._count)
-        self._most, self._longest = 0, int(alive.max())
-        self._fullest = self._waiting = self._longest
 
         def ordered(block: Tensor) -> Tensor:
             place = every[..., None].expand(-1, -1, -1, block.shape[3])
@@ -89,6 +87,7 @@ class Quantised:
         self._keys = torch.zeros(0, dim, key_row, dtype=torch.uint8, device=device)
         self._values = torch.zeros(self._groups, 0, packing.group, value_row, dtype=torch.uint8, device=device)
         self._owner = self._place = torch.zeros(0, dtype=torch.long, device=device)
+        self._measure()
         self._settle()
 
     # -- packing ----------------------------------------------------------------------------------------------------

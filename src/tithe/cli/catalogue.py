@@ -1,0 +1,87 @@
+"""``tithe list`` and ``tithe show``: what is in the catalogue."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from rich.table import Table
+
+from tithe.cli.console import console, emit
+from tithe.cli.options import Json
+from tithe.errors import unknown
+
+if TYPE_CHECKING:
+    from tithe.catalogue import Factory
+
+Slug = Annotated[str, typer.Argument(help="A method, as tithe list names it.")]
+Family = Annotated[str | None, typer.Option(help="Only methods of this family.")]
+Host = Annotated[str | None, typer.Option(help="Only methods for this kind of model: llm, vlm or vit.")]
+
+
+def row(factory: Factory) -> dict[str, Any]:
+    """Return a card and the parameters' defaults as plain types."""
+    card = factory.card
+    return {
+        "slug": card.slug,
+        "title": card.title,
+        "family": card.family,
+        "year": card.year,
+        "arxiv": card.arxiv,
+        "code": card.code,
+        "fidelity": card.fidelity,
+        "saving": card.saving,
+        "hosts": list(card.hosts),
+        "params": {name: parameter.default for name, parameter in factory.parameters.items()},
+    }
+
+
+def list_methods(family: Family = None, host: Host = None, json: Json = False) -> None:
+    """List every method of the catalogue."""
+    from tithe.catalogue import factories
+    from tithe.types import HostKind
+
+    rows = [row(factory) for factory in factories().values()]
+    families = {one["family"] for one in rows}
+    if family is not None and family not in families:
+        raise unknown("family", family, families)
+    if host is not None and host not in get_args(HostKind):
+        raise unknown("host", host, get_args(HostKind))
+    rows = [one for one in rows if family in (None, one["family"]) and (host is None or host in one["hosts"])]
+    if json:
+        emit({"methods": rows})
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("method", "family", "models", "year", "fidelity", "saving", "title"):
+        table.add_column(name, no_wrap=True)
+    for one in rows:
+        told = (one["slug"], one["family"], " ".join(one["hosts"]), str(one["year"]), one["fidelity"], one["saving"])
+        table.add_row(*told, one["title"])
+    console(False).print(table)
+
+
+def show(slug: Slug, json: Json = False) -> None:
+    """Show one method: its paper, what it does, its parameters and where it departs from the authors' code."""
+    from tithe.catalogue import get
+
+    factory = get(slug)
+    module = inspect.getmodule(factory.build)
+    notes = inspect.cleandoc((module.__doc__ if module else None) or "")
+    if json:
+        emit({**row(factory), "mechanism": factory.card.mechanism, "notes": notes})
+        return
+    one, screen = row(factory), console(False)
+    screen.print(f"[bold]{one['slug']}[/]  {one['title']} ({one['year']})", highlight=False)
+    screen.print(factory.card.mechanism, highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("family", one["family"])
+    table.add_row("models", " ".join(one["hosts"]))
+    table.add_row("fidelity", one["fidelity"])
+    table.add_row("saving", one["saving"])
+    table.add_row("paper", f"https://arxiv.org/abs/{one['arxiv']}" if one["arxiv"] else "none")
+    table.add_row("code", f"https://github.com/{one['code']}" if one["code"] else "none")
+    for name, default in one["params"].items():
+        table.add_row(name, repr(default))
+    screen.print(table)
+    screen.print(notes, markup=False, highlight=False)

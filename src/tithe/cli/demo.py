@@ -1,0 +1,156 @@
+"""``tithe demo``: the embedded models on real input, untouched and under methods, as tables and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tithe.cli.console import Bar, bars, console, emit
+from tithe.cli.inputs import writable
+from tithe.cli.options import Device, Dtype, Json, Out, Trust
+
+if TYPE_CHECKING:
+    from tithe.bench import Refusal, Row, Where
+    from tithe.bench.specs import Spec
+    from tithe.bench.views import Look
+    from tithe.budget import Keep
+    from tithe.errors import TitheError
+    from tithe.page import Case
+    from tithe.types import HostKind
+    from tithe.zoo import Loaded
+
+Own = Annotated[str | None, typer.Option("--model", "-m", help="Your model instead: a folder or a hub id.")]
+Count = Annotated[int, typer.Option("--n", "-n", help="Contexts of each task.")]
+
+KEEPS = (0.5, 0.25, 0.1)
+SEED = 1
+METHODS: dict[HostKind, tuple[str, ...]] = {
+    "llm": ("snapkv", "adakv", "pyramidkv", "h2o", "streaming-llm"),
+    "vlm": ("fastervlm", "hiprune", "visionzip", "fastv"),
+    "vit": ("tome", "ats:points=0.5", "ats:points=0.25"),
+}
+TASK: dict[HostKind, str] = {"llm": "multikey", "vlm": "vqa", "vit": "digits"}
+EACH: dict[HostKind, int] = {"llm": 1, "vlm": 3, "vit": 8}
+WHERES: dict[HostKind, tuple[Where, ...]] = {"llm": ("inside", "after"), "vlm": ("inside", "after"), "vit": ("inside",)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the demonstration found on one model."""
+
+    name: str
+    specs: list[Spec]
+    rows: list[Row]
+    refused: list[Refusal]
+    cases: list[Case]
+
+
+def demo(
+    model: Own = None,
+    out: Out = Path("tithe-report.html"),
+    n: Count = 8,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    trust_remote_code: Trust = False,
+    json: Json = False,
+) -> None:
+    """Run the embedded models (or yours) on a real document and a real picture, and write the report."""
+    from tithe import page
+    from tithe.cli.report import report
+    from tithe.cli.tables import refusals, results
+    from tithe.zoo import load_model
+    from tithe.zoo.loader import quiet
+
+    target = writable(out)
+    names = [model] if model is not None else ["zoo:llm", "zoo:vlm", "zoo:vit"]
+    screen, parts = console(json), []
+    for name in names:
+        loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        with bars() as shown, quiet():
+            part = look(loaded, name, n * EACH[loaded.kind], shown.bar)
+        parts.append(part)
+        asked = part.rows[0].n
+        screen.print(results(part.rows, f"\n{name}: {TASK[loaded.kind]}, {asked} cases, seed {SEED}"))
+        for line in refusals(part.refused):
+            screen.print(line, markup=False, highlight=False)
+    rows = [row for part in parts for row in part.rows]
+    data = report(
+        "What a model needs to read",
+        [spec for part in parts for spec in part.specs],
+        cases=[case for part in parts for case in part.cases],
+        rows=rows,
+    )
+    written = page.write(data, target)
+    screen.print(f"\nwrote {written}", markup=False, highlight=False)
+    refused = [one for part in parts for one in part.refused]
+    if json:
+        emit(
+            {"rows": [asdict(row) for row in rows], "refused": [asdict(one) for one in refused], "report": str(written)}
+        )
+    if refused:
+        raise typer.Exit(1)
+
+
+def look(loaded: Loaded, name: str, n: int, bar: Callable[[str], Bar]) -> Part:
+    """Measure the methods on ``n`` cases, and look at the first of them token by token."""
+    from tithe import bench
+    from tithe.bench import specs, views
+
+    kind, rows, refused = loaded.kind, [], []
+    for where in WHERES[kind]:
+        result = bench.run(
+            loaded,
+            [TASK[kind]],
+            METHODS[kind],
+            KEEPS,
+            n=n,
+            seed=SEED,
+            question=where,
+            name=name,
+            progress=bar(f"{name} · question {where}" if kind != "vit" else name),
+        )
+        rows += result.rows
+        refused += result.refused
+    chosen = specs.collect(METHODS[kind], {})
+    chosen += specs.baselines(chosen, kind)
+    asked = [(spec, keep) for spec in chosen for keep in spec.budgets(KEEPS)]
+    watched = bar(f"{name} · page")
+    total, steps = len(asked) * len(WHERES[kind]), iter(range(len(asked) * len(WHERES[kind])))
+    each = views.Look(asked, before=lambda label: watched(next(steps), total, label), refuse=_noted)
+    cases = [_case(loaded, name, where, each) for where in WHERES[kind]]
+    watched(total, total, "done")
+    return Part(name, chosen, rows, refused, cases)
+
+
+def _case(loaded: Loaded, name: str, where: Where, each: Look) -> Case:
+    from PIL import Image
+
+    from tithe.bench import views
+    from tithe.bench.prompt import compose
+    from tithe.bench.tasks import canvas
+    from tithe.bench.tasks.base import Setting
+    from tithe.bench.tasks.needle import MULTIKEY
+    from tithe.bench.tasks.vision import VQA, named
+
+    setting = Setting(1, SEED, where)
+    first = setting.seeds().start
+    if loaded.kind == "vit":
+        drawn = canvas.digits_case(first, "test")
+        picture = Image.fromarray(drawn.image)
+        truth = named(loaded.model, drawn.labels.tolist())
+        return views.image_case(loaded, name, picture, compose(loaded, image=picture), where, each, truth)
+    if loaded.kind == "llm":
+        case: Case = views.text_case(loaded, name, next(MULTIKEY.prompts(loaded, setting)), where, each)
+    else:
+        picture = Image.fromarray(canvas.vqa_case(first, "test").image)
+        case = views.image_case(loaded, name, picture, next(VQA.prompts(loaded, setting)), where, each)
+    place = "inside the prompt" if where == "inside" else "after compression"
+    return replace(case, question=f"{case.question} (asked {place})")
+
+
+def _noted(spec: Spec, keep: Keep | None, error: TitheError) -> None:
+    """What cannot be served is among the benchmark's refusals already."""
