@@ -1,8 +1,8 @@
 """KIVI: bytes of a packed cache against bfloat16, and a decode step on it against the dense store, at 16k tokens.
 
-The caches are filled synthetically (random keys and values; no prefill is run). Bytes are those of the storages, scales,
-minima, residual and slack included, after decode steps have made the cache grow. Attention is one layer's store alone:
-append and attend; decode is every layer of a small model.
+The caches are filled synthetically (random keys and values; no prefill is run). Bytes are those of the storages:
+scales, minima, residual and slack included, after decode steps have made the cache grow. Attention is one layer's
+store alone, append and attend; decode is all of a small model.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import torch
 from common import filled, interleaved, llama, ratio, tithe
-from tithe.seams.stores import Dense, Packing, Quantised, Store, View
-from tithe.seams.stores.base import allocated, attending
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from tithe.seams.stores import Dense, Packing, Quantised, Store, View
+from tithe.seams.stores.base import allocated, attending
 
 TOKENS, STEPS = 16384, 8
 
@@ -87,8 +88,8 @@ def main() -> None:
             times = interleaved(cases, 21)
             for bits in ("2-bit", "4-bit"):
                 print(
-                    f"kivi {bits} attention / dense store: {ratio(times, bits, 'dense')}; one layer, {query_heads} query "
-                    f"heads, {key_heads} key heads of {dim}, {name}",
+                    f"kivi {bits} attention / dense store: {ratio(times, bits, 'dense')}; one layer, {query_heads} "
+                    f"query heads, {key_heads} key heads of {dim}, {name}",
                     flush=True,
                 )
         model = llama().to(dtype)

@@ -6,20 +6,23 @@ Run it: ``python examples/compress_chat.py``.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
-import tithe
 import torch
-from tithe.bench.tasks.recall import recall_case
 from torch import Tensor
 from transformers import DynamicCache
 
+import tithe
+from tithe.bench.tasks.recall import recall_case
+from tithe.types import Method
+
 CHATS = 6
-METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("random", {"keep": 1.0}),
-    ("snapkv", {"keep": 0.5, "window": 8}),
-    ("snapkv", {"keep": 0.1, "window": 8}),
-    ("kivi", {"bits": 2}),
+METHODS: tuple[Method | None, ...] = (
+    None,
+    tithe.method("snapkv", keep=0.5, window=8),
+    tithe.method("snapkv", keep=0.1, window=8),
+    tithe.method("kivi", bits=2),
 )
 
 
@@ -36,20 +39,22 @@ def turn(model: Any, tokenizer: Any, cache: DynamicCache, said: Tensor, question
 def main() -> None:
     """Print, for every method, how many first and second questions it answered and what its cache held at the end."""
     model, tokenizer = tithe.zoo.load("llm")
-    for slug, params in METHODS:
+    for method in METHODS:
         first = second = held = whole = 0
         for seed in range(CHATS):
             case = recall_case(tokenizer, length=480, facts=6, asked=2, seed=seed)
             cache = DynamicCache(config=model.config)
-            with tithe.on(model, slug, **params) as run:
+            with tithe.on(model, method) if method else nullcontext() as run:
                 said, answer = turn(model, tokenizer, cache, torch.tensor([case.ids]), case.questions[0])
                 first += answer == case.answers[0]
                 _, answer = turn(model, tokenizer, cache, said, "\n" + case.questions[1])
                 second += answer == case.answers[1]
-                report = run.report()
-            held, whole = held + report.kv_live, whole + report.kv_full
-        name = f"{slug} {' '.join(f'{name}={value}' for name, value in params.items())}"
-        print(f"{name:<28} turn 1: {first}/{CHATS}   turn 2: {second}/{CHATS}   cache: {held / whole:.0%} of the bytes")
+                if run is not None:
+                    report = run.report()
+                    held, whole = held + report.kv_live, whole + report.kv_full
+        name = f"{method.card.slug} {method.params.get('keep', '')}" if method else "untouched"
+        share = f"{held / whole:.0%}" if whole else "100%"
+        print(f"{name:<12} first answers {first}/{CHATS}   second {second}/{CHATS}   cache {share:>4} of the bytes")
 
 
 if __name__ == "__main__":

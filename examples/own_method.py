@@ -6,8 +6,9 @@ Run it: ``python examples/own_method.py``.
 
 from __future__ import annotations
 
-import tithe
 import torch
+
+import tithe
 from tithe.actions import Evict
 from tithe.bench.tasks.recall import recall_case
 from tithe.budget import Budget

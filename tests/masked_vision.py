@@ -1,6 +1,6 @@
 """The masked oracle for vision-language models: the stock model on the full prompt, dropped columns hidden by a mask.
 
-Nothing here uses the seams: masks are built by hand from what a run says it kept, images are encoded by the stock model.
+Nothing here uses the seams: masks are built by hand from what a run says it kept, the stock model encodes the images.
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ def drawn_tower(keep: float = 0.5, layer: int = 1) -> Step:
         return evidence.to_tokens(layer_seen.patches(lambda part: part.probs().sum(3).mean((1, 2))))
 
     return Step(
-        Site("encoder", tower="image"), score, TopK(Budget(keep)), Keep(), needs=(Need("queries", layer, tower="image"),)
+        Site("encoder", tower="image"),
+        score,
+        TopK(Budget(keep)),
+        Keep(),
+        needs=(Need("queries", layer, tower="image"),),
     )
 
 
@@ -113,7 +117,7 @@ FIRST_LAYER = {"encoder": 0, "tower": 0, "layer": 2, "input": 0}
 
 @dataclass
 class Images:
-    """Features of one turn's images as the stock model makes them: ``rows[b][level] [tokens, d]``, Qwen's grids by row."""
+    """Features of a turn's images as the stock model makes them: ``rows[b][level] [tokens, d]``, Qwen's grids by row."""
 
     output: Any = None
     rows: list[list[Tensor]] = field(default_factory=list)
@@ -185,8 +189,14 @@ class Story:
             return block.repeat_interleave(times, 0)
 
         return Story(
-            self.name, self.model, self.first_layer, rows(self.ids), rows(self.mask), rows(self.hidden),
-            [list(row) for row in self.features for _ in range(times)], self.output,
+            self.name,
+            self.model,
+            self.first_layer,
+            rows(self.ids),
+            rows(self.mask),
+            rows(self.hidden),
+            [list(row) for row in self.features for _ in range(times)],
+            self.output,
             [grid for grid in self.grids for _ in range(times)],
         )
 
@@ -241,11 +251,13 @@ def masked_logits(model: PreTrainedModel, inputs: dict[str, Any], hidden: dict[i
         block = torch.where(image, starts.cumsum(-1), 0)
         shown = shown | ((block[:, :, None] == block[:, None]) & image[:, :, None])
     own = torch.eye(width, dtype=torch.bool)
+    everywhere = "sliding_attention" if getattr(text, "sliding_window", None) else "full_attention"
+    kinds = getattr(text, "layer_types", None) or [everywhere] * text.num_hidden_layers
 
     def hook(layer: int) -> Any:
         def before(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             allowed = shown & mask.bool()[:, None]
-            if "sliding_attention" in (getattr(text, "layer_types", None) or [""] * (layer + 1))[layer]:
+            if kinds[layer] == "sliding_attention":
                 allowed = allowed & (query - key < text.sliding_window)
             for first, columns in hidden.items():
                 if layer >= first:
@@ -331,7 +343,7 @@ def talk(
 def generate(
     name: str, model: PreTrainedModel, method: Method, turns: list[list[int]], first_layer: int = 0, **how: Any
 ) -> float:
-    """Let ``model.generate`` answer every turn on one cache; return the largest gap between its logits and the oracle's.
+    """Let ``model.generate`` answer every turn on one cache; return the largest gap of its logits to the oracle's.
 
     ``num_beams`` or ``num_return_sequences`` in ``how`` repeat rows. With beams the gap is that of the sequence scores.
     """

@@ -1,4 +1,4 @@
-"""Tiny random vision-language models and prompts for them: every family of `hosts.images`, four of `hosts.classifier`."""
+"""Tiny random vision-language models and prompts for them, one of every family, and four plain image encoders."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def _listed(side: int, tokens: int) -> Callable[[PreTrainedModel, list[int], tor
     return pictures
 
 
-def _anyres(sizes: list[tuple[int, int]], side: int) -> Callable[[PreTrainedModel, list[int], torch.Generator], Pictures]:
+def _anyres(
+    sizes: list[tuple[int, int]], side: int
+) -> Callable[[PreTrainedModel, list[int], torch.Generator], Pictures]:
     def pictures(model: Any, rows: list[int], draw: torch.Generator) -> Pictures:
         total = sum(rows)
         image_sizes = torch.tensor([sizes[n % len(sizes)] for n in range(total)])
@@ -133,7 +135,9 @@ def _anyres(sizes: list[tuple[int, int]], side: int) -> Callable[[PreTrainedMode
     return pictures
 
 
-def _packed(patch: int, grids: list[tuple[int, int, int]]) -> Callable[[PreTrainedModel, list[int], torch.Generator], Pictures]:
+def _packed(
+    patch: int, grids: list[tuple[int, int, int]]
+) -> Callable[[PreTrainedModel, list[int], torch.Generator], Pictures]:
     """Qwen: patches of all images in one sequence, images of different sizes."""
 
     def pictures(model: PreTrainedModel, rows: list[int], draw: torch.Generator) -> Pictures:
@@ -236,7 +240,9 @@ def qwen3_vl() -> PreTrainedModel:
 
 def internvl() -> PreTrainedModel:
     vision = _eye(InternVLVisionConfig, image_size=[32, 32], patch_size=[4, 4], norm_type="layer_norm")
-    config = InternVLConfig(vision_config=vision, text_config=_text(Qwen2Config), downsample_ratio=0.5, image_token_id=IMAGE)
+    config = InternVLConfig(
+        vision_config=vision, text_config=_text(Qwen2Config), downsample_ratio=0.5, image_token_id=IMAGE
+    )
     return made(InternVLForConditionalGeneration, config)
 
 

@@ -122,7 +122,9 @@ class Run:
         """Run one step: score, select, act, note. The whole of a method passes through these lines."""
         step, name = bound.step, bound.method.card.slug
         where = step.site.point if layer is None else f"{step.site.tower} layer {layer}"
-        score = checked(step.score(evidence, tokens), tokens, name, where) if step.score else None
+        score = None
+        if step.score is not None:
+            score = checked(step.score(evidence, tokens), tokens, name, where, partial=bool(step.outputs))
         selection = step.select(score, tokens) if step.select and score is not None else None
         if step.action is not None:
             step.action.apply(state, selection)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from tithe.errors import BadInput, Refused
 from tithe.hosts import Host
-from tithe.types import Depth, Method, Need, Phase, Point, Reducer, Step, Tower, layer_at
+from tithe.types import Method, Need, Phase, Point, Reducer, Site, Step, Tower, layer_at
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
     if site.point == "encoder" and host.image_token is None:
         raise Refused(f"{slug} acts on image tokens; {host.name} has no image-token id.")
     tower = host.layers if site.tower == "text" else host.vision.layers if host.vision else ()
-    layers = _layers(slug, site.layer, len(tower))
+    layers = _layers(slug, site, len(tower))
     for need in step.needs:
         _check_need(slug, need, host)
     if site.point == "layer" and layers and min(layers) < host.first_cut:
@@ -133,11 +133,12 @@ def _check_need(slug: str, need: Need, host: Host) -> None:
         raise BadInput(f"{slug}: layer={need.layer} is out of range; the {need.tower} tower of {host.name} has {total} layers.")
 
 
-def _layers(slug: str, layer: Depth | tuple[Depth, ...] | None, total: int) -> frozenset[int]:
-    if layer is None:
+def _layers(slug: str, site: Site, total: int) -> frozenset[int]:
+    if site.layer is None:
         return frozenset(range(total))
-    chosen = layer if isinstance(layer, tuple) else (layer,)
+    chosen = site.layer if isinstance(site.layer, tuple) else (site.layer,)
+    step = 1 if site.after else 0
     for one in chosen:
-        if not 0 <= layer_at(one, total) < total:
+        if not 0 <= layer_at(one, total) + step < total:
             raise BadInput(f"{slug}: layer={one} is out of range; {total} layers are there.")
-    return frozenset(layer_at(one, total) for one in chosen)
+    return frozenset(layer_at(one, total) + step for one in chosen)

@@ -61,12 +61,13 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Site:
-    """Where and when a step acts. ``layer`` is None for every layer."""
+    """Where and when a step acts. ``layer`` is None for every layer; ``after``: at the layer that follows it."""
 
     point: Point
     phase: Phase = "prefill"
     tower: Tower = "text"
     layer: Depth | tuple[Depth, ...] | None = None
+    after: bool = False
 
 
 @runtime_checkable
@@ -220,12 +221,16 @@ class Method:
     tags: frozenset[str] = field(default_factory=frozenset)
 
 
-def checked(score: Tensor, tokens: Tokens, method: str, where: str) -> Tensor:
-    """Return ``score`` as float32, refused if its shape is not ``[B, H or 1, n]`` or a live token's score is NaN."""
+def checked(score: Tensor, tokens: Tokens, method: str, where: str, partial: bool = False) -> Tensor:
+    """Return ``score`` as float32, refused if its shape is not ``[B, H or 1, n]`` or a live token's score is NaN.
+
+    ``partial``: NaN says that a token has no score, and is refused only where no live token has one.
+    """
     valid = tokens.valid
     if score.dim() != 3 or score.shape[0] != valid.shape[0] or score.shape[-1] != valid.shape[-1]:
         raise ScoreError(f"{method}: score at {where} has shape {tuple(score.shape)}, not [B, H, n] for {tuple(valid.shape)}.")
     score = score.float()
-    if bool((torch.isnan(score) & valid).any()):
+    undefined = torch.isnan(score) & valid
+    if bool((undefined | ~valid).all() if partial else undefined.any()):
         raise ScoreError(f"{method}: NaN score at {where}; the model's activations are not finite there.")
     return score

@@ -124,5 +124,5 @@ class _Bytes:
         return bytes(ids).decode(errors="replace")
 
 
-GOLDEN = (("get classes", "get start"), (" options make", " action attribute"), ((59, 86), (197, 222)))
+GOLDEN = (("get start", "get classes"), (" action make", " attribute used"), ((53, 75), (168, 195)))
 HELDOUT_SHA256 = "2a2bae1227f6a450cabcac170ecf4fb4144d796a829b59496d5e4b91b2766a81"

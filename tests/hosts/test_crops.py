@@ -16,7 +16,7 @@ from tithe.seams.features import sizes
 
 
 def _leaf(model: Any, images: dict[str, Any]) -> tuple[Tensor, Any]:
-    """Encode with the tower's patches replaced by one leaf; return it ``[crops, patches, d]`` (packed: ``[patches, d]``) and the output."""
+    """Encode with the tower's patches replaced by one leaf ``[crops, patches, d]``; return it and the output."""
     tower, made = model.get_encoder("image"), []
 
     def fresh(hidden: Tensor) -> Tensor:

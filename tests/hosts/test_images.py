@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from masked_vision import FIRST_LAYER, METHODS, TOLERANCE, drawn_columns, drawn_patches, generate, talk
+from masked_vision import (
+    FIRST_LAYER,
+    METHODS,
+    TOLERANCE,
+    drawn_columns,
+    drawn_patches,
+    drawn_tower,
+    generate,
+    talk,
+)
 from tiny_vision import VLMS, prompt
 from transformers import PreTrainedModel
 
@@ -85,6 +94,26 @@ def test_the_oracle_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     right = masked_vision.dropped
     monkeypatch.setattr(masked_vision, "dropped", lambda *args: right(*args).roll(1, 1))
     assert talk("llava", VLMS["llava"].model(), drawn_patches(keep=0.5), [[1]]) > 1e-2
+
+
+def test_every_route_chooses_alike(host: tuple[str, PreTrainedModel]) -> None:
+    """By attention of the tower: a forward, ``generate``, and each beam keep the same tokens of an image."""
+    name, model = host
+    model.set_attn_implementation("sdpa")
+    inputs = prompt(name, model, [2, 1])
+    chosen: dict[str, list[torch.Tensor]] = {}
+    with torch.no_grad():
+        for route, beams in (("forward", 0), ("generate", 1), ("generate", 2)):
+            with tithe.on(model, drawn_tower(keep=0.5), level="history") as run:
+                if beams:
+                    model.generate(**inputs, num_beams=beams, max_new_tokens=1, do_sample=False, pad_token_id=0)
+                else:
+                    model(**inputs)
+            chosen[f"{route} {beams}"] = [event.keep for event in run.trace.history if event.keep is not None]
+    plain = chosen["forward 0"]
+    assert len(plain) == 3 and any(not torch.equal(plain[0], keep) for keep in plain[1:])
+    for route, order in (("generate 1", [0, 1, 2]), ("generate 2", [0, 1, 0, 1, 2, 2])):
+        assert all(torch.equal(a, plain[n]) for a, n in zip(chosen[route], order, strict=True))
 
 
 def test_keeping_everything_is_the_untouched_model(host: tuple[str, PreTrainedModel]) -> None:

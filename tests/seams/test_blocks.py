@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_vision import EYE, VITS
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -86,7 +86,7 @@ def chosen(similarity: Tensor, tokens: Tokens, cut: Cut, r: int, ragged: bool) -
 
 def likeness(keys: Tensor) -> Tensor:
     """Cosine of keys ``[B, H, n, d]``, mean over heads: ``[B, n, n]``."""
-    mean = F.normalize(keys.mean(1), dim=-1)
+    mean = normalize(keys.mean(1), dim=-1)
     return mean @ mean.transpose(1, 2)
 
 
@@ -126,7 +126,7 @@ def reference(
             f = dict(block.named_modules())
 
             def out(h: Tensor, part: str) -> Tensor:
-                return f[f"{attention}.{part}"](h).view(len(h), heads, -1).transpose(0, 1)  # noqa: B023
+                return f[f"{attention}.{part}"](h).view(len(h), heads, -1).transpose(0, 1)
 
             h = f[norm1](x)
             q, k, v = (out(h, part) for part in ("q_proj", "k_proj", "v_proj"))
@@ -297,7 +297,13 @@ def reference_sizes(model: PreTrainedModel, pixels: Tensor, r: int) -> list[Tens
 
 def test_towers_are_found_inside_other_models(pixels: Tensor) -> None:
     torch.manual_seed(0)
-    text = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     models: list[PreTrainedModel] = [
         CLIPModel(CLIPConfig(text_config=text, vision_config={**EYE, "image_size": 16}, projection_dim=8)).eval(),
         ViTForImageClassification(ViTConfig(**EYE, image_size=16, num_labels=5)).eval(),

@@ -36,7 +36,9 @@ class Quantise:
         if self.bits not in (2, 4):
             raise BadInput(f"bits={self.bits!r} is not possible: 2 or 4.")
         if not isinstance(self.group, int) or self.group < 1 or self.group * self.bits % 8:
-            raise BadInput(f"group={self.group!r} must be a multiple of {8 // self.bits}, so that codes fill whole bytes.")
+            raise BadInput(
+                f"group={self.group!r} must be a multiple of {8 // self.bits}, so that codes fill whole bytes."
+            )
         if not isinstance(self.residual, int) or self.residual < 1 or self.residual % self.group:
             raise BadInput(f"residual={self.residual!r} must be a multiple of group={self.group}, at least one group.")
 

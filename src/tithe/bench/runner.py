@@ -18,7 +18,6 @@ from tithe.errors import BadInput, Refused, TitheError, unknown
 from tithe.flow import Run, on
 from tithe.zoo import Loaded, load_model
 
-STEPS = 16
 WHERES: tuple[Where, ...] = ("inside", "after")
 
 
@@ -95,6 +94,7 @@ def run(
     question: Where = "inside",
     length: int = 512,
     repeat: int = 3,
+    steps: int = 16,
     baselines: bool = True,
     params: dict[str, Any] | None = None,
     name: str | None = None,
@@ -110,6 +110,7 @@ def run(
         question: where recall and picture tasks put their question: ``inside`` the prompt, or ``after`` compression.
         length: tokens of the context, for text tasks.
         repeat: pairs of timings behind each ratio, whose median is taken; at least 3.
+        steps: tokens written in each timing.
         baselines: add those of the methods' families at the same budgets.
         params: further parameters, each for the methods that have it.
 
@@ -125,7 +126,7 @@ def run(
     chosen = chosen or specs.collect(specs.serving(loaded.kind), params)
     everything = {spec.label: spec for spec in (*chosen, *(specs.baselines(chosen, loaded.kind) if baselines else ()))}
     setting = Setting(n, seed, question, length)
-    bench = _Bench(loaded, label, setting, repeat, params)
+    bench = _Bench(loaded, label, setting, (repeat, steps), params)
     units = [(task, spec, keep) for task in todo for spec in everything.values() for keep in spec.budgets(keeps)]
     done, total, before = 0, len(units) + len(todo), ""
     for task, spec, keep in units:
@@ -181,8 +182,10 @@ def check(
 class _Bench:
     """Collects rows for one model."""
 
-    def __init__(self, loaded: Loaded, label: str, setting: Setting, repeat: int, params: dict[str, Any]) -> None:
-        self.loaded, self.label, self.setting, self.repeat, self.params = loaded, label, setting, repeat, params
+    def __init__(
+        self, loaded: Loaded, label: str, setting: Setting, times: tuple[int, int], params: dict[str, Any]
+    ) -> None:
+        self.loaded, self.label, self.setting, self.times, self.params = loaded, label, setting, times, params
         self.rows: list[Row] = []
         self.refused: list[Refusal] = []
         self._full: dict[str, float] = {}
@@ -201,9 +204,9 @@ class _Bench:
         try:
             attach = self._attach(spec.methods(keep, self.params))
             outcome = task.evaluate(self.loaded, attach, self.setting)
-            steps = 0 if task.kind == "vit" else STEPS
+            repeat, steps = self.times
             inputs = task.sample(self.loaded, self.setting)
-            times = ratios(self.loaded.model, inputs, attach, steps, self.repeat)
+            times = ratios(self.loaded.model, inputs, attach, 0 if task.kind == "vit" else steps, repeat)
         except TitheError as error:
             self.refused.append(Refusal(self.label, task.name, spec.label, keep, str(error)))
             return

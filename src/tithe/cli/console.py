@@ -12,9 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
+WIDE = 160
+
+
 def console(as_json: bool) -> Console:
-    """Return where tables go: stdout, or stderr where stdout is for JSON."""
-    return Console(stderr=as_json)
+    """Return where tables go: stdout, or stderr where stdout is for JSON. A file or a pipe has room for whole lines."""
+    screen = Console(stderr=as_json)
+    return screen if screen.is_terminal else Console(stderr=as_json, width=WIDE)
 
 
 def emit(payload: dict[str, Any]) -> None:
@@ -53,7 +57,8 @@ class Bar:
 
 @contextmanager
 def bars() -> Iterator[Bars]:
-    """Show progress on stderr while the block runs."""
+    """Show progress on stderr while the block runs, where somebody watches: a log gets what was found, and errors."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
         yield Bars(progress)

@@ -27,7 +27,7 @@ Own = Annotated[str | None, typer.Option("--model", "-m", help="Your model inste
 Count = Annotated[int, typer.Option("--n", "-n", help="Contexts of each task.")]
 
 KEEPS = (0.5, 0.25, 0.1)
-SEED = 1
+SEED, STEPS = 1, 8
 METHODS: dict[HostKind, tuple[str, ...]] = {
     "llm": ("snapkv", "adakv", "pyramidkv", "h2o", "streaming-llm"),
     "vlm": ("fastervlm", "hiprune", "visionzip", "fastv"),
@@ -52,7 +52,7 @@ class Part:
 def demo(
     model: Own = None,
     out: Out = Path("tithe-report.html"),
-    n: Count = 8,
+    n: Count = 4,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
@@ -74,7 +74,8 @@ def demo(
             part = look(loaded, name, n * EACH[loaded.kind], shown.bar)
         parts.append(part)
         asked = part.rows[0].n
-        screen.print(results(part.rows, f"\n{name}: {TASK[loaded.kind]}, {asked} cases, seed {SEED}"))
+        screen.print()
+        screen.print(results(part.rows, f"{name}: {TASK[loaded.kind]}, {asked} cases, seed {SEED}"))
         for line in refusals(part.refused):
             screen.print(line, markup=False, highlight=False)
     rows = [row for part in parts for row in part.rows]
@@ -109,6 +110,7 @@ def look(loaded: Loaded, name: str, n: int, bar: Callable[[str], Bar]) -> Part:
             KEEPS,
             n=n,
             seed=SEED,
+            steps=STEPS,
             question=where,
             name=name,
             progress=bar(f"{name} · question {where}" if kind != "vit" else name),

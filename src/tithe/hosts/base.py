@@ -29,9 +29,9 @@ class Crops:
     ``grid`` is the raster (rows, columns) of those tokens, None where they have none. ``rows`` are the image's crops in
     a tower over a batch; ``span`` its patches in a tower over one packed sequence, in the tower's own order.
     ``to_tokens`` turns a score per patch ``[crops, patches]`` (CLS included where the tower has one) into one per image
-    token ``[tokens]``, through the same grouping as the connector's: a mean where patches are joined. Where the connector
-    maps each patch to its token alone, ``entering`` takes what it was given ``[tokens, d]`` from the encoder's output,
-    and ``connect`` maps such rows again.
+    token ``[tokens]``, through the same grouping as the connector's: a mean where patches are joined. Where the
+    connector maps each patch to its token alone, ``entering`` takes what it was given ``[tokens, d]`` from the
+    encoder's output, and ``connect`` maps such rows again.
     """
 
     tokens: int
@@ -103,4 +103,4 @@ def blocks(tower: nn.Module) -> tuple[nn.Module, ...]:
     stacks = [stack for stack in lists if any("ttention" in type(m).__name__ for m in stack[0].modules())]
     if not stacks:
         raise Refused(f"{type(tower).__name__} has no list of attention layers, so no method can act in it.")
-    return tuple(max(stacks, key=len))
+    return tuple(max(stacks, key=lambda stack: len(stack)))

@@ -67,9 +67,7 @@ def windowed(model: Any, sizes: list[int], inputs: dict[str, Any]) -> list[Crops
     order = sys.modules[type(tower).__module__].get_vision_window_index
 
     def unwound(grid: Tensor) -> Callable[[Tensor], Tensor]:
-        index, _ = order(
-            grid, spatial_merge_size=unit, window_size=tower.window_size, patch_size=tower.patch_size
-        )
+        index, _ = order(grid, spatial_merge_size=unit, window_size=tower.window_size, patch_size=tower.patch_size)
         return lambda patches: _means(patches, unit)[index.argsort().to(patches.device)]
 
     return _spans(sizes, inputs["image_grid_thw"], unit, unwound)
@@ -96,9 +94,7 @@ def shuffled(model: Any, sizes: list[int], inputs: dict[str, Any]) -> list[Crops
     def to_tokens(patches: Tensor) -> Tensor:
         return connector.pixel_shuffle(patches[:1, :, None], scale).mean(-1)[0]
 
-    return [
-        Crops(each, _square(each), slice(n, n + 1), to_tokens=to_tokens) for n in range(sum(sizes) // each)
-    ]
+    return [Crops(each, _square(each), slice(n, n + 1), to_tokens=to_tokens) for n in range(sum(sizes) // each)]
 
 
 def pooled(model: Any, sizes: list[int], inputs: dict[str, Any]) -> list[Crops]:

@@ -69,6 +69,4 @@ def build(model: PreTrainedModel) -> Host:
     cls = tower.config.model_type in crops.CLS_TOWERS
     first = max(1, family.first_cut(model)) if family.first_cut else 1
     vision = Vision(tower, blocks(tower), cls, crops=family.crops)
-    return Host(
-        "vlm", kind, model, text, blocks(text), vision, model.config.image_token_id, first, family.positions
-    )
+    return Host("vlm", kind, model, text, blocks(text), vision, model.config.image_token_id, first, family.positions)

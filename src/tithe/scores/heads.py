@@ -45,7 +45,8 @@ def semantic_credit(attention: Tensor, prompt: Tensor, span: tuple[int, int], to
 def retrieval_scores(model: Any, probes: Sequence[Probe], new: int = 50, recall: float = 0.5) -> Tensor:
     """Return ``[L, Hq]``: the credit of each head summed over the steps of greedy decoding, mean over answered probes.
 
-    ``model`` is a causal language model of transformers. A probe is answered where more than ``recall`` of its answer's ids are emitted. (CompressKV, arXiv:2508.02401.)
+    ``model`` is a causal language model of transformers. A probe is answered where more than ``recall`` of its
+    answer's ids are emitted. (CompressKV, arXiv:2508.02401.)
 
     Raises:
         BadInput: a span outside its prompt, or no probe is answered, so that nothing can be said of the heads.

@@ -69,7 +69,7 @@ class BlockSeam:
             handle.remove()
 
     def mask(self, mask: Tensor | None, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return the mask with dead slots hidden and, if asked for, tokens weighed by their sizes; and that bias alone."""
+        """Return the mask with dead slots hidden and, if asked for, tokens weighed by size; and that bias alone."""
         rows, _, steps, _ = query.shape
         if not self.width:
             self.width = steps
@@ -77,7 +77,9 @@ class BlockSeam:
             self.alive = torch.ones(rows, 1, steps, dtype=torch.bool, device=query.device)
             self.place = torch.arange(steps, device=query.device).expand(rows, steps)
         if mask is not None:
-            raise Refused(f"{self.run.host.name} masks patches of its vision tower: no method can work inside its blocks.")
+            raise Refused(
+                f"{self.run.host.name} masks patches of its vision tower: no method can work inside its blocks."
+            )
         shown = self.alive[:, :, None].expand(-1, -1, steps, -1)
         whole = bool(self.alive.all())
         if self.size is None or not self.proportional:

@@ -55,7 +55,10 @@ class Link:
 
 
 class CacheLayer(CacheLayerMixin):
-    """One layer of a cache under Tithe. Lengths reported to the model count every original column ever seen."""
+    """One layer of a cache under Tithe. Lengths reported to the model count every original column ever seen.
+
+    ``gapped``: something was dropped, so that slot i need not hold column i, even where their numbers agree.
+    """
 
     is_sliding = False
 
@@ -64,6 +67,7 @@ class CacheLayer(CacheLayerMixin):
         self.index, self.link, self.window = index, link, window
         self.store: Store | None = None
         self.seen = 0
+        self.gapped = False
         self.memory: dict[str, Tensor] = {}
         self.scaling = 1.0
         self.token_bytes = 0
@@ -97,6 +101,7 @@ class CacheLayer(CacheLayerMixin):
         else:
             self.store.append(key_states, value_states, cols, valid)
         self.seen = stream.end
+        self.gapped = self.gapped or stream.index is not None or stream.local is not None
         return self._handle(key_states), self._handle(value_states)
 
     def _handle(self, states: Tensor) -> Tensor:
@@ -121,7 +126,7 @@ class CacheLayer(CacheLayerMixin):
         if self.store is None:
             return
         cut = (self.store.view().valid & ~keep).any(-1, keepdim=True) if restart else keep
-        self.store = self.store.keep(keep)
+        self.store, self.gapped = self.store.keep(keep), True
         for name in restart:
             state = self.store.side(name)
             if state is not None:
@@ -133,13 +138,14 @@ class CacheLayer(CacheLayerMixin):
         store = self.store
         if store is None or (isinstance(store, Quantised) and store.packing == packing):
             return
-        self.store = Quantised(store.view(), packing, {name: state for name in store.sides if (state := store.side(name)) is not None})
+        sides = {name: state for name in store.sides if (state := store.side(name)) is not None}
+        self.store = Quantised(store.view(), packing, sides)
 
     def trim(self) -> None:
         """Free what a sliding window can never show again, once it is as much as the window itself."""
         store = self.store
         if self.window and store is not None and not self.record_past and store.length > 2 * self.window:
-            self.store = store.keep(store.view().cols > self.seen - self.window)
+            self.store, self.gapped = store.keep(store.view().cols > self.seen - self.window), True
 
     def activate_past_recording(self) -> None:
         """Hold what a later ``crop`` may need."""
@@ -176,6 +182,7 @@ class CacheLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.store, self.seen, self.memory, self.is_initialized = None, 0, {}, False
+        self.gapped = False
 
     def live(self) -> int:
         """Bytes of the tokens held."""

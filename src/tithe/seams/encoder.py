@@ -60,7 +60,7 @@ class Gallery:
         self.places = (ids == host.image_token) & stream.valid
         self.levels = levels(output)
         self.encoding = encoding = run.tower.encoding
-        if encoding is not None and output is not encoding.output or int(self.places.sum()) != len(self.levels[0]):
+        if (encoding is not None and output is not encoding.output) or int(self.places.sum()) != len(self.levels[0]):
             raise Refused(
                 f"{int(self.places.sum())} image tokens in this forward and {len(self.levels[0])} image features, not "
                 "all that the encoder made: a visual method needs every image whole (leave prefill_chunk_size unset)."

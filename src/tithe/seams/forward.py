@@ -84,6 +84,8 @@ class ForwardSeam:
             first.memory["seen"] = before + valid.sum(-1)
             run.seen = first.memory["seen"]
             shift = first.memory.get("shift")
+            if shift is not None:
+                inputs.refuse_windows(cache, past + width)
         else:
             run.seen, shift = valid.sum(-1), None
         if run.host.positions is not None and kwargs.get("position_ids") is None:

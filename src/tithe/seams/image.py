@@ -120,7 +120,14 @@ class ImageTap:
         self.seen, self.encoding = {}, None
 
     def attend(
-        self, index: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+        self,
+        index: int,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend with the model's own implementation and note what was asked for."""
         assert self.tapped is not None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from tithe.errors import Refused
 from tithe.seams.features import levels, rebuilt
@@ -41,7 +42,9 @@ def _probed(run: Run, bound: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     if stream.past:
         return kwargs
     run.probe(bound, kwargs)
-    tokens = Tokens(stream.cols[:, None], stream.valid[:, None], run.seen, stream.kind[:, None] if stream.kind is not None else None)
+    tokens = Tokens(
+        stream.cols[:, None], stream.valid[:, None], run.seen, stream.kind[:, None] if stream.kind is not None else None
+    )
     state = InputState(run, kwargs)
     run.fire(bound, run.evidence(None), tokens, state, None)
     return state.kwargs
@@ -59,7 +62,7 @@ class InputState:
 
 
 def shortened(run: Run, kwargs: dict[str, Any], index: Tensor, renumber: bool = False) -> dict[str, Any]:
-    """Slice every argument that runs along the prompt, image features too, at ``index [B, k]`` (-1: dead, at the left)."""
+    """Slice all that runs along the prompt, image features too, at ``index [B, k]`` (-1: dead, at the left)."""
     stream = run.stream
     assert stream is not None
     rows, width = stream.cols.shape
@@ -94,6 +97,7 @@ def shortened(run: Run, kwargs: dict[str, Any], index: Tensor, renumber: bool = 
         out["position_ids"] = stream.past + (alive.cumsum(-1) - 1).clamp(min=0)
         stream.renumbered = True
         if run.cache is not None:
+            refuse_windows(run.cache, stream.end)
             memory = run.cache.layers[0].memory
             expected = positions.reshape(-1, rows, width)[-1, :, -1] + 1
             memory["shift"] = memory.get("shift", 0) + expected - (stream.past + alive.sum(-1))
@@ -101,6 +105,16 @@ def shortened(run: Run, kwargs: dict[str, Any], index: Tensor, renumber: bool = 
         out["position_ids"] = positions.gather(-1, place.expand(*positions.shape[:-2], *place.shape))
     stream.shorten_input(index)
     return out
+
+
+def refuse_windows(cache: Cache, columns: int) -> None:
+    """Refuse a renumbered conversation that outgrew a sliding window: the model counts it in original columns."""
+    window = min((layer.window for layer in cache.layers if layer.window), default=None)
+    if window is not None and columns > window:
+        raise Refused(
+            f"A shortened prompt that is numbered anew is served up to the model's sliding window of {window} tokens; "
+            f"{columns} were given."
+        )
 
 
 def encoder_outputs(kwargs: dict[str, Any]) -> dict[str, Any]:

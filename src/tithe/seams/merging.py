@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def joined(
-    rows: Tensor, dest: Tensor, size: Tensor | None, weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def joined(rows: Tensor, dest: Tensor, size: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Add up tokens at their destinations.
 
     Args:

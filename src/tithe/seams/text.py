@@ -108,7 +108,8 @@ class TextTap:
         """Return the mask for ``view``: the model's own, gathered at the columns held where it does not line up."""
         mask, stream, steps = call.mask, call.stream, call.steps
         held, shared = view.keys.shape[2], view.cols.shape[1] == 1
-        if mask is not None and whole and shared and mask.shape[-2:] == (steps, held):
+        gapped = stream.index is not None if call.layer is None else call.layer.gapped
+        if mask is not None and whole and shared and not gapped and mask.shape[-2:] == (steps, held):
             return mask
         if mask is None and steps == 1:
             if bool(view.valid.all()):

@@ -33,7 +33,7 @@ def padded(length: int = 40, pads: int = 11) -> dict[str, Tensor]:
 
 
 def contract(slug: str, **params: Any) -> None:
-    """Run the shared contract, then what only methods over a cache promise: the same sets alone and in a padded batch."""
+    """Run the shared contract, then what methods over a cache promise: the same sets alone and in a padded batch."""
     check_method(slug, model(), padded(), **params)
     same_sets(slug, keep=0.4, **params)
 

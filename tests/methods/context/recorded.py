@@ -92,7 +92,7 @@ class Recorded:
             own.o_proj = Nothing()
 
     def play(self, prompt: int, steps: int = 0, pads: int = 0) -> Any:
-        """Read the first ``prompt`` columns (behind ``pads`` dead ones), then ``steps`` one by one; return the cache."""
+        """Read ``prompt`` columns (behind ``pads`` dead ones), then ``steps`` one by one; return the cache."""
         ids = torch.arange(prompt + steps)[None]
         mask = torch.cat([torch.zeros(1, pads), torch.ones(1, prompt + steps)], 1).long()
         first = torch.cat([torch.zeros(1, pads, dtype=torch.long), ids[:, :prompt]], 1)

@@ -84,7 +84,7 @@ def test_important_layers_keep_more_and_the_total_stays() -> None:
 def test_every_layer_must_be_named() -> None:
     recorded = Recorded(VECTOR["q"][0], VECTOR["k"][0])
     for name, given in (("heads", [[0], [1]]), ("importance", [0.5, 0.5])):
-        with tithe.on(recorded.model, "compresskv", keep=30, **{name: given}) as run:
-            with pytest.raises(BadInput, match=f"{name} has 2 layers; the model has 1"):
-                recorded.play(96)
-                run.end_prefill()
+        refusal = pytest.raises(BadInput, match=f"{name} has 2 layers; the model has 1")
+        with refusal, tithe.on(recorded.model, "compresskv", keep=30, **{name: given}) as run:
+            recorded.play(96)
+            run.end_prefill()

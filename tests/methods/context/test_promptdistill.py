@@ -127,6 +127,13 @@ def test_second_prompt_on_one_cache() -> None:
     assert run.trace.events[0].cols.min() == 40
 
 
-def test_stages_must_pair() -> None:
+def test_the_layer_is_a_share_of_the_depth() -> None:
+    sets = [generate("promptdistill", padded(), keep=9, **given)[1][0] for given in ({}, {"layer": 1}, {"layer": 0})]
+    assert [event.layer for event in sets] == [2, 2, 1]
+    assert torch.equal(sets[0].keep, sets[1].keep)
+
+
+@pytest.mark.parametrize(("keep", "layer"), [((0.5, 0.2), 1), (0.5, (1, 0)), (0.5, ()), (0.5, -1)])
+def test_stages_must_pair(keep: Any, layer: Any) -> None:
     with pytest.raises(BadInput, match="one budget for each layer"):
-        tithe.method("promptdistill", keep=(0.5, 0.2), layer=1)
+        tithe.method("promptdistill", keep=keep, layer=layer)

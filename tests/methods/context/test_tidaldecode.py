@@ -91,7 +91,7 @@ def test_heads_read_their_own_tokens() -> None:
 
 @pytest.mark.parametrize("other", ["random", "adakv"])
 def test_after_an_eviction_only_what_is_held_is_read(other: str) -> None:
-    """Layers that hold other tokens than the choosing one: chosen tokens they lack are not read, and none is made up."""
+    """Layers that hold other tokens than the choosing one do not read those that they lack."""
     methods = [tithe.method(other, keep=0.3), tithe.method("tidaldecode", keep=6, layer=0)]
     with tithe.on(model(), methods) as run:
         out = model().generate(

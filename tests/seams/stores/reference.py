@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from tithe.seams.stores import Store, View
 from torch import Tensor
+
+from tithe.seams.stores import Store, View
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Lists:
         for (row, head), held in self.tokens.items():
             self.tokens[row, head] = [replace(t, side=states[row, head, t.col]) for t in held]
 
-    def attend(self, query: Tensor, scaling: float, visible: Tensor | None = None, softcap: float | None = None) -> Tensor:
+    def attend(
+        self, query: Tensor, scaling: float, visible: Tensor | None = None, softcap: float | None = None
+    ) -> Tensor:
         """``query [B, Hq, T, d]`` to ``[B, T, Hq, d]``."""
         rows, heads, steps, _ = query.shape
         out = torch.zeros(rows, steps, heads, self.tokens[0, 0][0].value.shape[0], dtype=torch.double)
@@ -107,7 +110,7 @@ def agree(store: Store, lists: Lists, tolerance: float = 1e-6) -> None:
 
 
 def mask_of(store: Store, chosen: dict[tuple[int, int], set[int]], shared: bool = False) -> Tensor:
-    """``[B, H or 1, n]``: the slots whose columns are chosen (dead slots too: a store must not take them for tokens)."""
+    """``[B, H or 1, n]``: the slots of the chosen columns, and dead ones, which a store must not take for tokens."""
     view = store.view()
     rows, heads, n, _ = view.keys.shape
     cols = view.cols.expand(rows, heads, n)

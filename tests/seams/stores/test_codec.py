@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seams.stores.packing import restored
+
 from tithe.errors import Refused
 from tithe.seams.stores import codec
 
@@ -62,6 +65,6 @@ def test_sums_without_unpacking(bits: int, several: int, kernel: bool, monkeypat
     torch.testing.assert_close(codec.products(rows, weights, bits).double(), wanted, atol=2e-5, rtol=0)
     runs = [0, 11, 121, 121, 130, 440]
     flat, weight = numbers.flatten(0, 1), weights.flatten(1).double()
-    wanted = torch.stack([weight[:, a:b] @ flat[a:b] for a, b in zip(runs, runs[1:], strict=False)], 1)
+    wanted = torch.stack([weight[:, a:b] @ flat[a:b] for a, b in pairwise(runs)], 1)
     got = codec.totals(rows.flatten(0, 1), weights.flatten(1), torch.tensor(runs, dtype=torch.int32), bits)
     torch.testing.assert_close(got.double(), wanted, atol=2e-4, rtol=0)

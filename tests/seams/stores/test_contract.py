@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from seams.stores.reference import Lists, agree, mask_of, random_tokens
+
 from tithe.seams.stores import Dense, Packing, Paged, Quantised, Store, View
 from tithe.seams.stores.base import allocated, attending
 

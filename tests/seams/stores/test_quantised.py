@@ -6,6 +6,7 @@ import pytest
 import torch
 from seams.stores.packing import packed, packed_lists, rows_of
 from seams.stores.reference import Lists, agree, held, mask_of, random_tokens
+
 from tithe.errors import Refused
 from tithe.seams.stores import Dense, Packing, Paged, Quantised, View
 from tithe.seams.stores.base import allocated
@@ -155,7 +156,9 @@ def test_the_oldest_leave_page_by_page() -> None:
         store.set_side("mass", store.view().cols.expand(2, 2, -1).float())
         kept = store.keep(store.view().cols >= start)
         assert kept is store and allocated(store.tensors()) < 0.8 * before
-        assert torch.equal(store.side("mass")[store.view().valid.expand(2, 2, -1)].int() >= start, torch.ones(280).bool())
+        assert torch.equal(
+            store.side("mass")[store.view().valid.expand(2, 2, -1)].int() >= start, torch.ones(280).bool()
+        )
         for _ in range(45):
             new = random_tokens(draw, 2, 2, 1, DIM, seen)
             whole.append(*new)

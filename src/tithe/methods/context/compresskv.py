@@ -72,10 +72,11 @@ def compresskv(
                 raise BadInput(f"compresskv: {name} has {len(given)} layers; the model has {layers}.")
         if importance is None:
             return step
+        share = tuple(importance)
 
         def allot(count: Tensor, seen: Tensor) -> Tensor:
-            shares = [by_importance(importance, n * layers, min(LEAST, n), MOST * n)[layer] for n in count.tolist()]
-            return torch.tensor(shares, device=count.device)
+            own = [by_importance(share, n * layers, min(LEAST, n), MOST * n)[layer] for n in count.tolist()]
+            return torch.tensor(own, device=count.device)
 
         return replace(step, select=TopK(budget, allot=allot))
 

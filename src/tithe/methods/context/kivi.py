@@ -27,5 +27,5 @@ from tithe.types import Site, Step
     "stay in full precision.",
 )
 def kivi(bits: int = 2, group: int = 32, residual: int = 32) -> Step:
-    """Pack all but about ``residual`` newest tokens into ``bits`` a number, at the end of the prefill and from then on."""
+    """Pack all but the newest tokens into ``bits`` a number, at the end of the prefill and from then on."""
     return Step(Site("attention"), action=Quantise(bits, group, residual))

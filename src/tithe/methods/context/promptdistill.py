@@ -2,7 +2,7 @@
 
 Deviation: a count includes the last token of the prompt, which always stays (theirs adds it to ``n_topks``), and
 padding stands at the left. The paper speaks of attention scores; the code, followed here, ranks logits.
-Fractions are of the prompt at every stage.
+Fractions are of the prompt at every stage. Their layer is 13 of 32, taken as a share of the depth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tithe.errors import BadInput
 from tithe.scores.attention import at_columns, last_logits, pooled
 from tithe.seams.evidence import Evidence
 from tithe.selections.top_k import TopK
-from tithe.types import Need, ScoreFn, Site, Step, Tokens
+from tithe.types import Depth, Need, ScoreFn, Site, Step, Tokens
 
 
 @card(
@@ -36,19 +36,19 @@ from tithe.types import Need, ScoreFn, Site, Step, Tokens
     "narrow them further, and the layers below may forget the others.",
 )
 def promptdistill(
-    keep: Keep | Sequence[Keep] = 1025, layer: int | Sequence[int] = 13, kernel: int = 5, truncate: int = 0
+    keep: Keep | Sequence[Keep] = 1025, layer: Depth | Sequence[Depth] = 13 / 32, kernel: int = 5, truncate: int = 0
 ) -> tuple[Step, ...]:
     """Drop prompt tokens after ``layer``; several layers and budgets make several stages.
 
     After the first ``truncate`` stages (-1: all) the layers below hold no more than flows on; 1 in the authors' runs.
     """
-    layers = (layer,) if isinstance(layer, int) else tuple(layer)
+    layers = (layer,) if isinstance(layer, (int, float)) else tuple(layer)
     keeps = (keep,) * len(layers) if isinstance(keep, (int, float)) else tuple(keep)
-    if len(keeps) != len(layers) or list(layers) != sorted(set(layers)) or layers[0] < 0:
+    if not layers or len(keeps) != len(layers) or list(layers) != sorted(set(layers)) or layers[0] < 0:
         raise BadInput(f"keep={keep!r} and layer={layer!r}: give one budget for each layer, layers from 0 in order.")
     return tuple(
         Step(
-            Site("layer", layer=at + 1),
+            Site("layer", layer=at, after=True),
             score=_pointed_at(at, kernel),
             select=TopK(Budget(budget, recent=1)),
             action=Drop(below=truncate < 0 or stage < truncate),
@@ -58,7 +58,7 @@ def promptdistill(
     )
 
 
-def _pointed_at(layer: int, kernel: int) -> ScoreFn:
+def _pointed_at(layer: Depth, kernel: int) -> ScoreFn:
     def score(evidence: Evidence, tokens: Tokens) -> Tensor:
         part = evidence.at(layer)
         logits = at_columns(last_logits(part), part.view.cols, tokens.cols).mean(1, keepdim=True)

@@ -3,7 +3,8 @@
 What it is: the grid of image tokens is cut into equal blocks, and the language model sees the mean of each, as average
 pooling of the feature map would give (the same numbers where the blocks divide the grid; else blocks differ by one row
 or column). What it is not: the image itself is not made smaller, so the vision tower sees and costs what it did, and
-its features know details that those of a smaller image would not.
+its features know details that those of a smaller image would not. Tokens without a grid (mosaics of crops with newline
+tokens between their rows) are averaged along the sequence.
 """
 
 from __future__ import annotations

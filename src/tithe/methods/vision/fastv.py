@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from torch import Tensor
-
 from tithe.actions import Drop
 from tithe.budget import Budget
 from tithe.catalogue import card

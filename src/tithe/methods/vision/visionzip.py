@@ -3,7 +3,8 @@
 Deviation: the CLS token's own feature, which the authors count among the dominant, is not shown to the language model
 (it never sees it otherwise): one more patch is. Contextual tokens stand at the places of their targets, where the
 authors' come after all dominant ones; all stay at their own positions in the prompt, where theirs count anew. The
-budget is of the whole image, where theirs is of every tile. The contextual share is that of the authors' 10 in 64.
+budget is of the whole image, where theirs is of every tile. Tokens are joined before the connector, as theirs are,
+where it maps each patch alone (LLaVA 1.5), else behind it. The contextual share is that of the authors' 10 in 64.
 """
 
 from __future__ import annotations

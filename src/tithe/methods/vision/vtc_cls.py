@@ -6,6 +6,10 @@ Towers of another depth than 24 start at two thirds of it, as 16 is of 24.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
+
 from tithe.actions.keep import Keep
 from tithe.budget import Budget
 from tithe.catalogue import card
@@ -13,6 +17,11 @@ from tithe.errors import BadInput
 from tithe.scores.vision import cls_attention, depth
 from tithe.selections.top_k import TopK
 from tithe.types import Need, Site, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tithe.seams.evidence import Evidence
 
 
 @card(
@@ -32,19 +41,16 @@ def vtc_cls(keep: int | float = 0.25, layer: int | None = None) -> Step:
     """Keep what CLS attends to in the layers from ``layer`` (counted from 0) up to the one before the last."""
     return Step(
         Site("encoder", tower="image"),
-        score=lambda evidence, tokens: sum(
-            (cls_attention(evidence, one) for one in range(_start(layer, depth(evidence)), depth(evidence) - 1)),
-            start=0.0 * tokens.cols,
-        ),
+        score=lambda evidence, tokens: _summed(evidence, layer),
         select=TopK(Budget(keep)),
         action=Keep(),
         needs=(Need("queries", tower="image", window=1),),
     )
 
 
-def _start(layer: int | None, layers: int) -> int:
-    if layer is None:
-        return min(round(layers * 2 / 3), layers - 2)
-    if not 0 <= layer <= layers - 2:
-        raise BadInput(f"layer={layer} is out of range; the layers before the last are 0 to {layers - 2}.")
-    return layer
+def _summed(evidence: Evidence, layer: int | None) -> Tensor:
+    last = depth(evidence) - 2
+    start = min(round(depth(evidence) * 2 / 3), last) if layer is None else layer
+    if not 0 <= start <= last:
+        raise BadInput(f"layer={layer} is out of range; the layers before the last are 0 to {last}.")
+    return torch.cat([cls_attention(evidence, one) for one in range(start, last + 1)]).sum(0, keepdim=True)

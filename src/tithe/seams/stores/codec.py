@@ -24,7 +24,7 @@ BAGS = 3  # up to so many weightings of the same rows, a bag each beats unpackin
 
 
 def quantise(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return codes ``[..., g]`` (whole numbers), scale and minimum ``[..., 1]`` of groups ``x [..., g]``, all float32."""
+    """Return whole-numbered codes ``[..., g]``, scale and minimum ``[..., 1]`` of groups ``x [..., g]``, in float32."""
     x = x.float()
     low, high = x.aminmax(dim=-1, keepdim=True)
     scale = (high - low) / (2**bits - 1)
@@ -52,7 +52,9 @@ def encode(x: Tensor, bits: int) -> Tensor:
     """
     codes, scale, low = quantise(x.contiguous(), bits)
     if codes.numel() and not bool(low.abs().maximum(scale).max() <= LIMIT):
-        raise Refused(f"Keys or values cannot be quantised: they are beyond half precision ({LIMIT:.0f}) or not finite.")
+        raise Refused(
+            f"Keys or values cannot be quantised: they are beyond half precision ({LIMIT:.0f}) or not finite."
+        )
     parameters = torch.cat([scale, low], -1).half()
     return torch.cat([pack(codes, bits), parameters.view(torch.uint8)], -1)
 
@@ -86,7 +88,9 @@ def products(rows: Tensor, weights: Tensor, bits: int) -> Tensor:
     for start in range(0, blocks, size):
         part, stop = rows[start : start + size], min(start + size, blocks)
         if bag is None:
-            torch.bmm(weights[:, start:stop].transpose(0, 1), decode(part, bits), out=out[:, start:stop].transpose(0, 1))
+            torch.bmm(
+                weights[:, start:stop].transpose(0, 1), decode(part, bits), out=out[:, start:stop].transpose(0, 1)
+            )
             continue
         ends = _index()[: (stop - start) * m + 1 : m].contiguous()
         for one in range(several):
@@ -127,7 +131,7 @@ def _index() -> Tensor:
 
 @cache
 def _bag(bits: int) -> Callable[..., Tensor] | None:
-    """Return sums of the rows between ``ends``, weighted if ``weights`` are given; None where PyTorch lacks the kernel."""
+    """Return sums of the rows between ``ends``, weighted or not; None where PyTorch lacks the kernel."""
     name = f"embedding_bag_{bits}bit_rowwise_offsets"
     if not hasattr(torch.ops.quantized, name):
         return None

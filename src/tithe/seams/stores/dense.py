@@ -105,7 +105,9 @@ class Dense:
 
     def live(self) -> int:
         """Bytes of the valid tokens' keys and values."""
-        per_token = self._keys.shape[3] * self._keys.element_size() + self._values.shape[3] * self._values.element_size()
+        per_token = (
+            self._keys.shape[3] * self._keys.element_size() + self._values.shape[3] * self._values.element_size()
+        )
         view = self.view()
         heads = self._keys.shape[1] if view.valid.shape[1] == 1 else 1
         return int(view.valid.sum()) * heads * per_token

@@ -22,7 +22,9 @@ class Paged:
 
     attends = True
 
-    def __init__(self, rows: int, heads: int, keys: Tensor, values: Tensor, cols: Tensor, owner: Tensor, count: Tensor) -> None:
+    def __init__(
+        self, rows: int, heads: int, keys: Tensor, values: Tensor, cols: Tensor, owner: Tensor, count: Tensor
+    ) -> None:
         self.rows, self.heads = rows, heads
         self._keys, self._values, self._cols, self._owner = keys, values, cols, owner
         self._count = count
@@ -209,7 +211,9 @@ class Paged:
 
     def live(self) -> int:
         """Bytes of the tokens held."""
-        per_token = self._keys.shape[2] * self._keys.element_size() + self._values.shape[2] * self._values.element_size()
+        per_token = (
+            self._keys.shape[2] * self._keys.element_size() + self._values.shape[2] * self._values.element_size()
+        )
         return int(self._count.sum()) * per_token
 
     def tensors(self) -> list[Tensor]:

@@ -1,55 +1,32 @@
 """Keys packed per channel over groups of tokens, values per token over groups of channels; the newest in full.
 
-Each (row, head) is a segment of slots. Its first slots lie in pages of ``group`` tokens, each a quantisation group of
-every key channel; the others lie in a tail of full-precision keys. Values of the last ``residual`` slots lie in a ring of full
-precision, older ones in the pages. Padding has no slot, so a row alone and in a batch has the same groups.
+Each (row, head) is a segment of slots. Its first slots lie in pages, the others in a tail of full-precision keys.
+Values of the last ``residual`` slots lie in a ring of full precision, older ones in the pages. Padding has no slot, so
+a row alone and in a batch has the same groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from tithe.errors import Refused
-from tithe.seams.stores import codec
 from tithe.seams.stores.base import Store, View
 from tithe.seams.stores.dense import room
+from tithe.seams.stores.packed import PackedPages, Packing, spread
 from tithe.types import DEAD
 
 REPACK = 0.75  # where a smaller share of the slots is alive, the living are packed afresh
 LOGITS = 1 << 23  # logits held at a time when many queries attend
-CHUNK = 256  # pages packed or unpacked at a time
-RUN = 64  # pages summed at once: few enough for single precision
-
-
-@dataclass(frozen=True)
-class Packing:
-    """``bits`` a number; ``group`` tokens share a key's scale, at most as many channels a value's.
-
-    ``residual``, a multiple of ``group``, is how many of the newest values stay in full precision; keys wait until as
-    many of them can be packed together.
-    """
-
-    bits: int
-    group: int
-    residual: int
-
-    def channels(self, dim: int) -> int:
-        """Return the channels of one value group: the most, up to ``group``, that divide ``dim`` and fill bytes."""
-        codes = 8 // self.bits
-        if dim % codes:
-            raise Refused(f"head_dim={dim} is no multiple of {codes}: {self.bits}-bit codes would not fill whole bytes.")
-        return max(size for size in range(codes, max(self.group, codes) + 1, codes) if dim % size == 0)
 
 
 class Quantised:
-    """Packed pages and full-precision tails. Slack: a sixty-fourth of the pages, or those of one packing if more.
+    """Packed pages and full-precision parts, these as large as the residual from the start.
 
-    Dropped tokens leave holes; pages that hold nothing else are freed at once. When under three quarters of the slots are alive, the
-    living are packed afresh: their keys are then quantised once more, in new groups.
+    Dropped tokens leave holes; pages that hold nothing else are freed at once. When under three quarters of the slots
+    are alive, the living are packed afresh: their keys are then quantised once more, in new groups.
     """
 
     attends = True
@@ -57,7 +34,6 @@ class Quantised:
     def __init__(self, view: View, packing: Packing, sides: dict[str, Tensor] | None = None) -> None:
         self.packing = packing
         self.rows, self.heads, _, dim = view.keys.shape
-        self._dtype, self._value_dim = view.keys.dtype, view.values.shape[3]
         device, segments = view.keys.device, self.rows * self.heads
         order = (~view.valid).to(torch.uint8).argsort(dim=-1, stable=True)
         alive = view.valid.sum(-1)
@@ -66,7 +42,6 @@ class Quantised:
         every = order.expand(self.rows, self.heads, widest)
         held = torch.arange(widest, device=device) < alive[..., None]
         self._count = alive.expand(self.rows, self.heads).reshape(segments)
-        self._pages = torch.zeros_like(self._count)
         self._packed = torch.zeros_like(self._count)
 
         def ordered(block: Tensor) -> Tensor:
@@ -80,13 +55,7 @@ class Quantised:
         self.sides = {
             name: state.expand(*every.shape[:2], -1).gather(2, every) * held for name, state in (sides or {}).items()
         }
-        channels = packing.channels(self._value_dim)
-        self._groups = self._value_dim // channels
-        key_row = packing.group * packing.bits // 8 + codec.PARAMETERS
-        value_row = channels * packing.bits // 8 + codec.PARAMETERS
-        self._keys = torch.zeros(0, dim, key_row, dtype=torch.uint8, device=device)
-        self._values = torch.zeros(self._groups, 0, packing.group, value_row, dtype=torch.uint8, device=device)
-        self._owner = self._place = torch.zeros(0, dtype=torch.long, device=device)
+        self._pages = PackedPages(segments, dim, view.values.shape[3], packing, device)
         self._measure()
         self._settle()
 
@@ -103,67 +72,34 @@ class Quantised:
 
     def _pack_keys(self) -> None:
         group, residual = self.packing.group, self.packing.residual
-        due = (self._count - self._pages * group) // residual * (residual // group)
-        owner, rank = _spread(due)
-        at = rank[:, None] * group + torch.arange(group, device=rank.device)
-        first = len(self._owner)
-        self._open(owner, self._pages[owner] + rank)
-        for start in range(0, len(owner), CHUNK):
-            part = slice(start, start + CHUNK)
-            block = self._tail[owner[part, None], at[part]]
-            new = codec.encode(block.transpose(1, 2), self.packing.bits)
-            self._keys[first + start : first + start + len(new)] = new
-        self._pages = self._pages + due
-        moved = torch.arange(self._tail.shape[1], device=rank.device) + due[:, None] * group
-        self._tail = self._tail.gather(1, _wide(moved.clamp(max=self._tail.shape[1] - 1), self._tail))
+        due = (self._count - self._pages.count * group) // residual * (residual // group)
+        self._pages.add(due, self._tail)
+        size = self._tail.shape[1]
+        moved = torch.arange(size, device=due.device) + due[:, None] * group
+        self._tail = self._tail.gather(1, _wide(moved.clamp(max=size - 1), self._tail))
         self._measure()
 
     def _pack_values(self) -> None:
-        group, residual = self.packing.group, self.packing.residual
-        due = (self._count - residual - self._packed).clamp(min=0)
-        owner, rank = _spread(due)
+        due = (self._count - self.packing.residual - self._packed).clamp(min=0)
+        owner, rank = spread(due)
         slot = self._packed[owner] + rank
-        page = self._table[owner, slot // group]
-        for start in range(0, len(owner), CHUNK * group):
-            part = slice(start, start + CHUNK * group)
-            block = self._ring[owner[part], slot[part] % self._ring.shape[1]]
-            new = codec.encode(block.unflatten(1, (self._groups, -1)), self.packing.bits)
-            self._values[:, page[part], slot[part] % group] = new.transpose(0, 1)
+        place = slot % self._ring.shape[1]
+        self._pages.put(owner, slot, lambda part: self._ring[owner[part], place[part]])
         self._packed = self._packed + due
-        self._waiting = residual
-
-    def _open(self, owner: Tensor, place: Tensor) -> None:
-        """Add blank pages; where there is no room for them, the pages are moved into the order of their segments."""
-        old, new = len(self._owner), len(self._owner) + len(owner)
-        if new > len(self._keys):
-            order = self._order()
-            slots = new + (max(len(owner), new // 64) if old else 0)
-            keys = self._keys.new_zeros(slots, *self._keys.shape[1:])
-            values = self._values.new_zeros(len(self._values), slots, *self._values.shape[2:])
-            keys[:old], values[:, :old] = self._keys[order], self._values[:, order]
-            self._keys, self._values = keys, values
-            self._owner, self._place = self._owner[order], self._place[order]
-        self._owner, self._place = torch.cat([self._owner, owner]), torch.cat([self._place, place])
-
-    def _order(self) -> Tensor:
-        """Return the pages in the order of their segments."""
-        return (self._owner * (self._most + 1) + self._place).argsort()
+        self._waiting = self.packing.residual
 
     def _measure(self) -> None:
-        """Read off, once the pages or the counts have changed, what every step needs."""
-        group, pages, device = self.packing.group, len(self._owner), self._count.device
-        self._most = int(self._pages.max())
+        """Read off the greatest lengths, so that no step has to."""
         self._longest = int(self._count.max())
-        self._fullest = int((self._count - self._pages * group).max())
+        self._fullest = int((self._count - self._pages.count * self.packing.group).max())
         self._waiting = int((self._count - self._packed).max())
-        self._table = self._owner.new_zeros(len(self._pages), self._most)
-        self._table[self._owner, self._place] = torch.arange(pages, device=device)
-        starts = torch.arange(pages, device=device) % RUN == 0
-        starts[1:] |= self._owner[1:] != self._owner[:-1]
-        starts = starts.nonzero()[:, 0]
-        self._run_owner = self._owner[starts]
-        self._runs = torch.cat([starts, starts.new_tensor([pages])]).int() * group
-        self._widen(self._most * group + self._fullest)
+        self._widen(self._pages.width + self._fullest)
+
+    def _widen(self, slots: int) -> None:
+        if slots > self._cols.shape[2]:
+            more = room(slots) - self._cols.shape[2]
+            self._cols, self._valid = pad(self._cols, (0, more), value=DEAD), pad(self._valid, (0, more))
+            self.sides = {name: pad(state, (0, more)) for name, state in self.sides.items()}
 
     def _fit(self, tail: int, ring: int) -> None:
         """Give the full-precision parts these sizes, if they differ."""
@@ -194,13 +130,13 @@ class Quantised:
         self._settle()
         new, residual, shared = keys.shape[2], self.packing.residual, self._cols.shape[1]
         self._fit(max(residual, self._fullest + new), max(residual, self._waiting) + new)
-        self._widen(self._most * self.packing.group + self._fullest + new)
+        self._widen(self._pages.width + self._fullest + new)
         alive = valid.expand(self.rows, self.heads, new).flatten(0, 1)
         owner, which = alive.nonzero(as_tuple=True)
         rank = which if len(owner) == alive.numel() else (alive.cumsum(1) - 1)[alive]
         slot = self._count[owner] + rank
         row, head = owner // self.heads, owner % self.heads
-        self._tail[owner, slot - self._pages[owner] * self.packing.group] = keys[row, head, which]
+        self._tail[owner, slot - self._pages.count[owner] * self.packing.group] = keys[row, head, which]
         self._ring[owner, slot % self._ring.shape[1]] = values[row, head, which]
         self._cols[row, head % shared, slot] = cols.expand(self.rows, self.heads, new)[row, head, which].int()
         self._valid[row, head % shared, slot] = True
@@ -211,47 +147,25 @@ class Quantised:
         self._fullest += new
         self._waiting += new
 
-    def _widen(self, slots: int) -> None:
-        if slots > self._cols.shape[2]:
-            more = room(slots) - self._cols.shape[2]
-            self._cols = torch.nn.functional.pad(self._cols, (0, more), value=DEAD)
-            self._valid = torch.nn.functional.pad(self._valid, (0, more))
-            self.sides = {name: torch.nn.functional.pad(state, (0, more)) for name, state in self.sides.items()}
-
     def view(self) -> View:
         """Return everything held, unpacked; rows end with dead slots."""
-        keys = self._unpacked(self._keys, self._tail.shape[2], lambda page: page.transpose(1, 2))
-        values = self._unpacked(self._values.transpose(0, 1), self._value_dim, lambda page: page.transpose(1, 2).flatten(2))
-        segment = torch.arange(len(keys), device=keys.device)[:, None]
-        slot = self._tail_slots()
-        keys[segment.expand_as(slot[0])[slot[1]], slot[0][slot[1]]] = self._tail[:, : slot[0].shape[1]][slot[1]]
-        slot = self._ring_slots(self._ring.shape[1])
-        values[segment.expand_as(slot[0])[slot[1]], slot[0][slot[1]]] = self._ring[slot[1]]
-        n = self._longest
-        shape = (self.rows, self.heads, -1)
-        return View(
-            keys[:, :n].unflatten(0, shape[:2]),
-            values[:, :n].unflatten(0, shape[:2]),
-            self._cols[..., :n],
-            self._valid[..., :n],
-        )
+        n, slots = self._longest, max(self._longest, self._pages.width)
+        keys, values = (part.new_zeros(len(part), slots, part.shape[2]) for part in (self._tail, self._ring))
+        self._pages.unpack(keys, values)
+        for flat, part, (slot, held) in (
+            (keys, self._tail[:, : self._fullest], self._tail_slots()),
+            (values, self._ring, self._ring_slots(self._ring.shape[1])),
+        ):
+            owner, _ = held.nonzero(as_tuple=True)
+            flat[owner, slot[held]] = part[held]
+        keys, values = (flat[:, :n].unflatten(0, (self.rows, self.heads)) for flat in (keys, values))
+        return View(keys, values, self._cols[..., :n], self._valid[..., :n])
 
     def _tail_slots(self) -> tuple[Tensor, Tensor]:
         """Return the slots of the keys' tails ``[S, fill]`` and which of them hold a token."""
         place = torch.arange(self._fullest, device=self._count.device)
-        slot = self._pages[:, None] * self.packing.group + place
+        slot = self._pages.count[:, None] * self.packing.group + place
         return slot, slot < self._count[:, None]
-
-    def _unpacked(self, rows: Tensor, dim: int, order: Callable[[Tensor], Tensor]) -> Tensor:
-        group, places = self.packing.group, self._most
-        slots = max(places * group, self._longest)
-        flat = torch.zeros(len(self._pages), slots, dim, dtype=self._dtype, device=rows.device)
-        paged = flat[:, : places * group].unflatten(1, (places, group)) if places else flat
-        for start in range(0, len(self._owner), CHUNK):
-            part = slice(start, min(start + CHUNK, len(self._owner)))
-            numbers = order(codec.decode(rows[part].contiguous(), self.packing.bits))
-            paged[self._owner[part], self._place[part]] = numbers.to(self._dtype)
-        return flat
 
     def side(self, name: str) -> Tensor | None:
         """Return the per-token state ``name`` as ``[B, H, n]``."""
@@ -276,12 +190,10 @@ class Quantised:
 
     def _attend(self, query: Tensor, scaling: float, visible: Tensor | None, softcap: float | None) -> Tensor:
         rows, query_heads, steps, dim = query.shape
-        pages, paged = len(self._owner), self._most * self.packing.group
-        folds, bits = query_heads // self.heads * steps, self.packing.bits
+        folds = query_heads // self.heads * steps
         folded = (query.float() * scaling).reshape(rows * self.heads, folds, dim).transpose(0, 1).contiguous()
-        logits = folded.new_zeros(folds, len(self._count), paged + self._fullest)
-        far = logits[:, :, :paged].unflatten(2, (self._most, self.packing.group))
-        far[:, self._owner, self._place] = codec.products(self._keys[:pages], folded[:, self._owner], bits)
+        logits = folded.new_zeros(folds, len(self._count), self._pages.width + self._fullest)
+        self._pages.score(folded, logits)
         slot, _ = self._tail_slots()
         near = torch.bmm(folded.transpose(0, 1), self._tail[:, : self._fullest].float().transpose(1, 2)).transpose(0, 1)
         logits.scatter_(2, slot.expand_as(near), near)
@@ -292,10 +204,7 @@ class Quantised:
         slot, held = self._ring_slots(self._ring.shape[1])
         near = weights.gather(2, slot.expand(folds, -1, -1)) * held
         mixed = torch.bmm(near.transpose(0, 1), self._ring.float())
-        far = weights[:, :, :paged].unflatten(2, (self._most, self.packing.group))[:, self._owner, self._place].flatten(1)
-        for channels, old in zip(mixed.chunk(self._groups, 2), self._values, strict=True):
-            total = codec.totals(old[:pages].flatten(0, 1), far, self._runs, bits)
-            channels.index_add_(0, self._run_owner, total.transpose(0, 1))
+        self._pages.mix(weights, mixed)
         return mixed.to(query.dtype).view(rows, query_heads, steps, -1).transpose(1, 2)
 
     def _seen(self, slots: int, steps: int, folds: int, visible: Tensor | None) -> Tensor:
@@ -314,7 +223,7 @@ class Quantised:
         if bool((mask == self._valid[..., :n]).all()):
             return self
         shape = (*mask.shape[:2], self._cols.shape[2])
-        self._valid = torch.nn.functional.pad(mask, (0, shape[2] - n))
+        self._valid = pad(mask, (0, shape[2] - n))
         self._cols = torch.where(self._valid, self._cols.expand(shape), DEAD)
         self._free(mask.expand(self.rows, self.heads, n).flatten(0, 1))
         if int(mask.sum()) * self.heads // mask.shape[1] >= REPACK * int(self._count.sum()):
@@ -324,43 +233,31 @@ class Quantised:
 
     def _free(self, kept: Tensor) -> None:
         """Free the pages without a token of ``kept [S, n]`` and renumber the slots behind them."""
-        group = self.packing.group
-        slot = self._place[:, None] * group + torch.arange(group, device=kept.device)
-        empty = ~kept[self._owner[:, None], slot].any(1) & (slot[:, -1] < self._packed[self._owner])
-        if not bool(empty.any()):
+        pages, group = self._pages, self.packing.group
+        slots = pages.slots()
+        gone = ~kept[pages.owner[:, None], slots].any(1) & (slots[:, -1] < self._packed[pages.owner])
+        if not bool(gone.any()):
             return
-        lost = kept.new_zeros(len(kept), self._most)
-        lost[self._owner[empty], self._place[empty]] = True
-        before, slots = lost.cumsum(1), lost.repeat_interleave(group, 1)
-        pages = len(self._owner)
-        self._place = (self._place - before[self._owner, self._place])[~empty]
-        self._owner = self._owner[~empty]
-        self._keys, self._values = self._keys[:pages][~empty], self._values[:, :pages][:, ~empty]
-        slots = torch.nn.functional.pad(slots, (0, self._cols.shape[2] - slots.shape[1]))
-        order = slots.to(torch.uint8).argsort(dim=1, stable=True).unflatten(0, (self.rows, self.heads))
+        lost = pages.drop(gone)
+        behind = pad(lost.repeat_interleave(group, 1), (0, self._cols.shape[2] - lost.shape[1] * group))
+        order = behind.to(torch.uint8).argsort(dim=1, stable=True).unflatten(0, (self.rows, self.heads))
         own = order[:, : self._cols.shape[1]]
         self._cols, self._valid = self._cols.gather(2, own), self._valid.gather(2, own)
         self.sides = {name: state.gather(2, order) for name, state in self.sides.items()}
-        gone = before[:, -1]
-        self._pages, self._count, self._packed = (
-            self._pages - gone,
-            self._count - gone * group,
-            self._packed - gone * group,
-        )
-        slot, _ = self._ring_slots(self._ring.shape[1])
-        self._ring = self._ring.gather(1, _wide((slot + gone[:, None] * group) % self._ring.shape[1], self._ring))
+        moved = lost.sum(1) * group
+        self._count, self._packed = self._count - moved, self._packed - moved
+        size = self._ring.shape[1]
+        slot, _ = self._ring_slots(size)
+        self._ring = self._ring.gather(1, _wide((slot + moved[:, None]) % size, self._ring))
         self._measure()
 
     def batch(self, select: Callable[[Tensor], Tensor]) -> Store:
         """Apply ``select`` to the batch axis."""
         row = select(torch.arange(self.rows, device=self._count.device))
         segment = (row[:, None] * self.heads + torch.arange(self.heads, device=row.device)).flatten()
-        order, first = self._order(), self._pages.cumsum(0) - self._pages
-        self._owner, self._place = _spread(self._pages[segment])
-        page = order[first[segment][self._owner] + self._place]
-        self._keys, self._values = self._keys[page], self._values[:, page]
+        self._pages.select(segment)
         self._tail, self._ring = self._tail[segment], self._ring[segment]
-        self._count, self._pages, self._packed = self._count[segment], self._pages[segment], self._packed[segment]
+        self._count, self._packed = self._count[segment], self._packed[segment]
         self._cols, self._valid = self._cols[row], self._valid[row]
         self.sides = {name: state[row] for name, state in self.sides.items()}
         self.rows = len(row)
@@ -375,26 +272,19 @@ class Quantised:
         first = torch.where(drop, slot, drop.shape[2]).amin(2).expand(self.rows, self.heads).flatten()
         self._valid = self._valid & ~drop
         self._cols = torch.where(self._valid, self._cols, DEAD)
-        self._count = self._count.minimum(first.maximum(self._pages * self.packing.group))
+        self._count = self._count.minimum(first.maximum(self._pages.count * self.packing.group))
         self._measure()
 
     def live(self) -> int:
         """Bytes of the pages, of the values packed in them, and of the keys and values in full."""
-        group, size = self.packing.group, self._tail.element_size()
-        tail = int((self._count - self._pages * group).sum()) * self._tail.shape[2]
-        ring = int((self._count - self._packed).sum()) * self._value_dim
-        key_page = self._keys.shape[1] * self._keys.shape[2]
-        value = self._groups * self._values.shape[3]
-        return int(self._pages.sum()) * key_page + int(self._packed.sum()) * value + (tail + ring) * size
+        packed, tokens = int(self._packed.sum()), int(self._count.sum())
+        tail = (tokens - len(self._pages) * self.packing.group) * self._tail.shape[2]
+        ring = (tokens - packed) * self._ring.shape[2]
+        return self._pages.live(packed) + (tail + ring) * self._tail.element_size()
 
     def tensors(self) -> list[Tensor]:
         """The packed pages with their scales, and what is held in full."""
-        return [self._keys, self._values, self._tail, self._ring]
-
-
-def _spread(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for ``counts[s]`` items of each s, in order: whose each is, and which of them it is."""
-    return (torch.arange(int(counts.max()), device=counts.device) < counts[:, None]).nonzero(as_tuple=True)
+        return [self._pages.keys, self._pages.values, self._tail, self._ring]
 
 
 def _wide(index: Tensor, block: Tensor) -> Tensor:

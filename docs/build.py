@@ -1,0 +1,258 @@
+"""Fill the generated parts of the documentation: ``python docs/build.py``.
+
+Without an option: the catalogue from the cards, and the tables from ``docs/bench.json``. ``--bench`` first runs the
+commands of ``BENCHMARKS`` and writes that file. ``--capture`` runs the commands shown on the pages and puts in what
+they print. ``--check`` writes nothing and exits with 1 if a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tables
+
+import tithe
+from tithe.catalogue import Factory
+from tithe.hosts import classifier, images
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "docs" / "bench.json"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+BLOCK = re.compile(r"(<!-- (?P<kind>generated|capture): (?P<what>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
+WIDTH = 110
+VERBS = ("list", "show", "demo", "run", "inspect", "bench")
+
+CONTEXT = (
+    "snapkv,adakv,pyramidkv,compresskv,h2o,scissorhands,streaming-llm,tidaldecode,gemfilter,promptdistill:layer=2,kivi"
+)
+ON_TEXT = f"tithe bench --model zoo:llm --task multikey --methods {CONTEXT} --keep 0.5,0.25,0.1 --n 16"
+BENCHMARKS = (
+    f"{ON_TEXT} --question inside --json",
+    f"{ON_TEXT} --question after --json",
+    "tithe bench --model zoo:vlm --task vqa --methods fastervlm,vtc-cls,hiprune,visionzip,fastv"
+    " --keep 0.25,0.1,0.05 --n 64 --json",
+    "tithe bench --model zoo:vit --task digits --methods tome,ats:points=0.5,ats:points=0.25,ats:points=0.1"
+    " --keep 0.5,0.25,0.1 --n 256 --json",
+)
+
+
+def catalogue() -> str:
+    """Return the catalogue as a table and one entry a method, by family."""
+    families: dict[str, list[Factory]] = {}
+    for factory in tithe.factories().values():
+        families.setdefault(factory.card.family, []).append(factory)
+    parts = ["| method | models | fidelity | saving | paper |", "| --- | --- | --- | --- | --- |"]
+    for factories in families.values():
+        for factory in factories:
+            card = factory.card
+            paper = f"[{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else "a baseline"
+            parts.append(
+                f"| [{card.slug}](#{card.slug}) | {', '.join(card.hosts)} | {card.fidelity} | {card.saving} | {paper} |"
+            )
+    for family, factories in families.items():
+        parts += ["", f"## {family}"]
+        for factory in factories:
+            parts += ["", *entry(factory)]
+    return "\n".join(parts)
+
+
+def entry(factory: Factory) -> Iterator[str]:
+    """Yield the lines of one method."""
+    card, module = factory.card, inspect.getmodule(factory.build)
+    assert module is not None and module.__file__ is not None
+    place = Path(module.__file__).relative_to(ROOT)
+    source, *notes = paragraphs(module.__doc__)
+    yield f"### {card.slug}\n"
+    yield f"**{card.title}** ({card.year}).\n"
+    yield f"{card.mechanism}\n"
+    links = [f"[source](../{place})"]
+    if card.arxiv:
+        links.insert(0, f"[arXiv:{card.arxiv}](https://arxiv.org/abs/{card.arxiv})")
+    if card.code:
+        links.insert(1, f"[authors' code](https://github.com/{card.code})")
+    yield f"{' · '.join(links)} · models {', '.join(card.hosts)} · fidelity {card.fidelity} · saving {card.saving}\n"
+    given = ", ".join(f"`{name}={parameter.default!r}`" for name, parameter in factory.parameters.items())
+    yield f"Parameters: {given or 'none'}. {' '.join(paragraphs(factory.build.__doc__))}\n"
+    yield f"*{source}*"
+    for note in notes:
+        yield "\n" + re.sub(r"\b(Deviations?:)", r"**\1**", note)
+
+
+def paragraphs(text: str | None) -> list[str]:
+    """Return the paragraphs of a docstring as Markdown, each on one line."""
+    cleaned = inspect.cleandoc(text or "").replace("``", "`")
+    return [" ".join(part.split()) for part in cleaned.split("\n\n")]
+
+
+def families() -> str:
+    """Return the slugs of every family, linked."""
+    found: dict[str, list[str]] = {}
+    for slug, factory in tithe.factories().items():
+        found.setdefault(factory.card.family, []).append(f"[{slug}](docs/catalogue.md#{slug})")
+    return "\n".join(f"- **{family}**: {', '.join(slugs)}" for family, slugs in found.items())
+
+
+def savings() -> str:
+    """Return which methods save what."""
+    found: dict[str, list[str]] = {}
+    for slug, factory in tithe.factories().items():
+        found.setdefault(factory.card.saving, []).append(slug)
+    simulated = ", ".join(found.get("simulated", ())) or "none"
+    real, none = len(found.get("real", ())), ", ".join(found.get("none", ()))
+    return (
+        f"Of the {len(tithe.factories())} methods in the catalogue, the saving of {real} is real. "
+        f"Simulated: {simulated}. Explanations, which save nothing: {none}."
+    )
+
+
+def hosts() -> str:
+    """Return the families that have an adapter."""
+    return "\n".join(
+        (
+            "- **llm**: every decoder-only model of transformers whose attention is looked up by name; no adapter",
+            f"- **vlm**: {', '.join(sorted(images.FAMILIES))}",
+            f"- **vit**: {', '.join(sorted(classifier.FAMILIES))}",
+        )
+    )
+
+
+def options(verb: str) -> str:
+    """Return the options of a verb of the command line."""
+    from typer.main import get_group
+
+    from tithe.cli import app
+
+    command: Any = get_group(app).commands[verb]
+    lines = ["| option | default | |", "| --- | --- | --- |"]
+    for parameter in command.params:
+        spelled = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]
+        names = ", ".join(f"`{name}`" for name in spelled)
+        stated = parameter.default is not None and parameter.default is not False and parameter.default != ""
+        default = f"`{parameter.default}`" if stated and not parameter.required else ""
+        lines.append(f"| {names} | {default} | {parameter.help or ''} |")
+    return "\n".join(lines)
+
+
+def figures() -> dict[str, Any]:
+    """Return what ``--bench`` wrote; nothing where it never ran."""
+    return json.loads(FIGURES.read_text()) if FIGURES.exists() else {"on": "", "runs": []}
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "catalogue": catalogue,
+    "families": families,
+    "hosts": hosts,
+    "savings": savings,
+    "results": lambda: tables.summary(figures()),
+    "rows": lambda: tables.everything(figures()),
+    **{f"options {verb}": partial(options, verb) for verb in VERBS},
+}
+
+
+def bench() -> None:
+    """Run the benchmarks and write their rows."""
+    runs = []
+    for command in BENCHMARKS:
+        done = run(command, ROOT)
+        if done.returncode == 2 or not done.stdout:
+            raise SystemExit(f"{command}\n{done.stderr}")
+        runs.append({"command": command, **json.loads(done.stdout.splitlines()[-1])})
+        print(f"{len(runs[-1]['rows'])} rows: {command}", flush=True)
+    versions = f"torch {version('torch')}, transformers {version('transformers')}"
+    on = f"Python {platform.python_version()}, {versions}, one thread"
+    FIGURES.write_text(json.dumps({"on": on, "runs": runs}, indent=1) + "\n")
+
+
+def capture(command: str) -> str:
+    """Return a fenced block of ``command`` and what it prints, run in a passing folder beside the examples."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("examples", "LICENSE"):
+            (Path(folder) / name).symlink_to(ROOT / name)
+        done = subprocess.run(
+            shell(command), cwd=folder, env=environment(), capture_output=True, text=True, check=False
+        )
+    printed = done.stdout + (done.stderr if done.returncode else "")
+    return fenced(command, printed, done.returncode)
+
+
+def fenced(command: str, printed: str, code: int) -> str:
+    """Return the block of a command."""
+    lines = [f"$ {command}", *(line.rstrip() for line in printed.rstrip().splitlines())]
+    if code:
+        lines += ["$ echo $?", str(code)]
+    return "\n".join(("```console", *lines, "```"))
+
+
+def run(command: str, folder: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` in ``folder``."""
+    return subprocess.run(shell(command), cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which what is printed does not depend on the terminal."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+
+
+def shell(command: str) -> list[str]:
+    """Return the arguments that run ``command``: by the shell only where it has a pipe."""
+    return ["bash", "-o", "pipefail", "-c", command] if "|" in command else shlex.split(command)
+
+
+def filled(text: str, captured: bool = False) -> str:
+    """Return a page with its generated blocks, and if ``captured`` its captured ones, made afresh."""
+
+    def block(match: re.Match[str]) -> str:
+        kind, what = match["kind"], match["what"]
+        if kind == "capture":
+            return f"{match[1]}{capture(what)}\n{match[5]}" if captured else match[0]
+        return f"{match[1]}{BLOCKS[what]()}\n{match[5]}"
+
+    return BLOCK.sub(block, text)
+
+
+def outdated() -> list[str]:
+    """Return the pages whose generated blocks are not what they would be now."""
+    return [
+        str(page.relative_to(ROOT)) for page in PAGES if page.exists() and filled(page.read_text()) != page.read_text()
+    ]
+
+
+def main() -> int:
+    """Run."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--bench", action="store_true", help="run the benchmarks and write docs/bench.json first")
+    options.add_argument("--capture", action="store_true", help="run the commands shown on the pages again")
+    options.add_argument("--check", action="store_true", help="write nothing; name what is out of date")
+    given = options.parse_args()
+    if given.check:
+        late = outdated()
+        print("\n".join(f"out of date: {page}" for page in late) or "all pages are up to date")
+        return int(bool(late))
+    if given.bench:
+        bench()
+    for page in PAGES:
+        before = page.read_text()
+        after = filled(before, given.capture)
+        if after != before:
+            page.write_text(after)
+            print(f"wrote {page.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
