@@ -33,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"(<!-- (?P<kind>generated|capture): (?P<what>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
-WIDTH = 110
 VERBS = ("list", "show", "demo", "run", "inspect", "bench")
 
 CONTEXT = (
@@ -205,7 +204,7 @@ def run(command: str, folder: str | Path) -> subprocess.CompletedProcess[str]:
 def environment() -> dict[str, str]:
     """Return an environment in which what is printed does not depend on the terminal."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PATH": path, "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
 
 
 def shell(command: str) -> list[str]:

@@ -117,7 +117,7 @@ FIRST_LAYER = {"encoder": 0, "tower": 0, "layer": 2, "input": 0}
 
 @dataclass
 class Images:
-    """Features of a turn's images as the stock model makes them: ``rows[b][level] [tokens, d]``, Qwen's grids by row."""
+    """Features of a turn's images by the stock model: ``rows[b][level] [tokens, d]``, Qwen's grids by row."""
 
     output: Any = None
     rows: list[list[Tensor]] = field(default_factory=list)

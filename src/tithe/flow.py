@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ from tithe.seams.layers import StreamState
 from tithe.seams.stream import Stream
 from tithe.seams.observe import forget, recall
 from tithe.trace import Counter, Level, Report, Trace
-from tithe.types import Method, Phase, Tokens, checked, layer_at
+from tithe.types import Compares, Method, Phase, Ranks, Tokens, checked, comparable, layer_at
 
 MethodLike = str | Method
 
@@ -119,13 +119,18 @@ class Run:
     def fire(
         self, bound: Bound, evidence: Evidence, tokens: Tokens, state: object, layer: int | None, item: int = 0
     ) -> None:
-        """Run one step: score, select, act, note. The whole of a method passes through these lines."""
+        """Run one step: score, compare, select, act, note. The whole of a method passes through these lines."""
         step, name = bound.step, bound.method.card.slug
         where = step.site.point if layer is None else f"{step.site.tower} layer {layer}"
         score = None
         if step.score is not None:
             score = checked(step.score(evidence, tokens), tokens, name, where, partial=bool(step.outputs))
-        selection = step.select(score, tokens) if step.select and score is not None else None
+        selection = None
+        if step.select is not None and step.compare is not None:
+            features = comparable(step.compare(evidence, tokens), tokens, name, where)
+            selection = cast("Compares", step.select)(score, tokens, features)
+        elif step.select is not None and score is not None:
+            selection = cast("Ranks", step.select)(score, tokens)
         if step.action is not None:
             step.action.apply(state, selection)  # type: ignore[arg-type]
         saving = step.action.saving if step.action else "none"
@@ -164,7 +169,7 @@ class Run:
         if self.phase != "decode" or layer is None or self.stream is None:
             return
         for bound in self.plan.at("attention", "decode", index):
-            tokens = held_tokens(layer, self.cache, None)
+            tokens = held_tokens(layer, self.cache, self.stream.evidence.get(("text", index)))
             state = DecodeState(layer, self.stream)
             self.fire(bound, self.evidence(index), tokens, state, index)
 

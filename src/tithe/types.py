@@ -158,7 +158,32 @@ class Selection:
 
 
 ScoreFn = Callable[["Evidence", Tokens], Tensor]
-SelectFn = Callable[[Tensor, Tokens], Selection]
+"""How much each token matters, ``[B, H, n]``, higher = more. It never carries what tokens are compared by.
+
+H is 1 where all heads agree. For a method that ranks tokens in several ways (by a middle and by a deep layer, say) H
+counts these: each row is then a whole score, and the selection that reads them says which is which.
+"""
+
+CompareFn = Callable[["Evidence", Tokens], Tensor]
+"""Features ``[B, n, d]`` that a selection compares tokens by, for those that merge or cover."""
+
+Ranks = Callable[[Tensor, Tokens], Selection]
+"""A selection from scores alone, called ``select(score, tokens)``."""
+
+
+@runtime_checkable
+class Compares(Protocol):
+    """A selection that compares tokens with each other, called ``select(score, tokens, features)``.
+
+    ``features [B, n, d]`` are float32, finite where a token is live; ``score`` is None in a step that has none.
+    """
+
+    def __call__(self, score: Any, tokens: Tokens, features: Tensor) -> Selection:
+        """Decide over ``tokens``."""
+        ...
+
+
+SelectFn = Ranks | Compares
 
 
 @runtime_checkable
@@ -179,7 +204,8 @@ class Action(Protocol):
 class Step:
     """One sentence of a method: at a site, from this evidence, score so, select so, act so.
 
-    ``outputs`` names the heads of a score that is itself the result (an explanation).
+    ``compare`` gives the features that ``select`` compares tokens by; ``select`` is then a ``Compares`` and may do
+    without a score. ``outputs`` names the heads of a score that is itself the result (an explanation).
     """
 
     site: Site
@@ -189,6 +215,7 @@ class Step:
     needs: tuple[Need, ...] = ()
     per_layer: Callable[[int, int], Step] | None = None
     outputs: tuple[str, ...] = ()
+    compare: CompareFn | None = None
 
     def at(self, layer: int, layers: int) -> Step:
         """Return the step as it is at ``layer`` of ``layers`` (budgets may vary by layer)."""
@@ -234,3 +261,16 @@ def checked(score: Tensor, tokens: Tokens, method: str, where: str, partial: boo
     if bool((undefined | ~valid).all() if partial else undefined.any()):
         raise ScoreError(f"{method}: NaN score at {where}; the model's activations are not finite there.")
     return score
+
+
+def comparable(features: Tensor, tokens: Tokens, method: str, where: str) -> Tensor:
+    """Return ``features`` as float32, refused if their shape is not ``[B, n, d]`` or a live token's are not finite."""
+    live = tokens.valid.any(1)
+    if features.dim() != 3 or features.shape[:2] != live.shape:
+        raise ScoreError(
+            f"{method}: features at {where} have shape {tuple(features.shape)}, not [B, n, d] for {tuple(live.shape)}."
+        )
+    features = features.float()
+    if not bool((features.isfinite().all(-1) | ~live).all()):
+        raise ScoreError(f"{method}: features at {where} are not finite; the model's activations are not finite there.")
+    return features

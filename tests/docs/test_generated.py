@@ -58,7 +58,7 @@ def test_captured(page: Path, command: str, body: str) -> None:
 )
 def test_captured_is_what_it_prints(build: ModuleType, desk: Path, command: str, body: str) -> None:
     """Commands whose output does not depend on the clock print it again; times are left out."""
-    wanted = {"COLUMNS": str(build.WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
+    wanted = {"NO_COLOR": "1", "TERM": "dumb"}
     done = CliRunner().invoke(app, build.shell(command)[1:], env=wanted)
     printed = done.stdout + (done.stderr if done.exit_code else "")
     again = build.fenced(command, printed, done.exit_code) + "\n"

@@ -47,7 +47,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return TEXT[request.param]()
 
 
-def given(padded: bool) -> dict[str, Tensor]:
+def inputs_of(padded: bool) -> dict[str, Tensor]:
     ids = torch.randint(5, VOCAB, (2, 30), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
     if padded:
@@ -66,7 +66,7 @@ def lost(event: Any, width: int) -> Tensor:
 @pytest.mark.parametrize("padded", [False, True])
 def test_two_cuts_in_one_forward(model: PreTrainedModel, padded: bool, attention: str) -> None:
     model.set_attn_implementation(attention)
-    inputs = given(padded)
+    inputs = inputs_of(padded)
     with torch.no_grad(), tithe.on(model, [drops(keep=0.7, layer=1), drops(keep=0.4, layer=2)], level="history") as run:
         got = model(**inputs).logits
     first, second = run.trace.history
@@ -83,7 +83,7 @@ def test_two_cuts_in_one_forward(model: PreTrainedModel, padded: bool, attention
 def test_layers_below_forget_too(model: PreTrainedModel, padded: bool, attention: str) -> None:
     """With ``below`` the lower layers read everything in the prefill, and only what is kept from then on."""
     model.set_attn_implementation(attention)
-    inputs = given(padded)
+    inputs = inputs_of(padded)
     tokens = torch.tensor([[7, 9], [8, 6]])
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
     logits = []
@@ -116,7 +116,7 @@ def test_layers_below_forget_too(model: PreTrainedModel, padded: bool, attention
 def test_a_row_that_keeps_all_beside_one_that_does_not(model: PreTrainedModel, attention: str) -> None:
     """Slots and columns then agree in number but not in order: the mask must be gathered all the same."""
     model.set_attn_implementation(attention)
-    inputs = given(True)
+    inputs = inputs_of(True)
 
     @card(slug="one-row", **ABOUT)
     def one_row() -> Step:
@@ -148,7 +148,7 @@ def test_a_row_that_keeps_all_beside_one_that_does_not(model: PreTrainedModel, a
 def test_evidence_of_an_earlier_layer_is_there(model: PreTrainedModel) -> None:
     """A step before layer 2 reads layer 1 of the same forward: the attention of the last token."""
     model.set_attn_implementation("eager")
-    inputs = given(False)
+    inputs = inputs_of(False)
     seen: list[Tensor] = []
 
     @card(slug="reads-below", **ABOUT)
@@ -182,9 +182,8 @@ def test_slices_follow_the_tokens() -> None:
     mask = torch.rand(2, 1, 5, 5)
     cos = torch.rand(1, 5, 4)
     mrope = torch.rand(3, 2, 5, 4)
-    out = sliced(
-        {"position_embeddings": (cos, mrope), "position_ids": block, "attention_mask": mask, "other": 1}, index, 5
-    )
+    given = {"position_embeddings": (cos, mrope), "position_ids": block, "attention_mask": mask, "other": 1}
+    out = sliced(given, index)
     for row in range(2):
         for slot, place in enumerate(index[row].clamp(min=0).tolist()):
             assert torch.equal(out["attention_mask"][row, :, slot], mask[row, :, place])

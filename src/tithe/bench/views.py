@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -133,8 +133,21 @@ def _views(
             look.refuse(spec, keep, error)
             continue
         right = None if expected is None else matches(said, expected)
-        views.append(View(spec.label, keep, said, right, layer_views(runs[-1].trace.events, n, place)))
+        events = runs[-1].trace.events
+        named = list(_outputs(methods, events, n, place)) or [("", layer_views(events, n, place))]
+        views += [View(" · ".join(filter(None, (spec.label, name))), keep, said, right, seen) for name, seen in named]
     return plain, tuple(views)
+
+
+def _outputs(
+    methods: tuple[Method, ...], events: Sequence[Event], n: int, place: Places
+) -> Iterator[tuple[str, tuple[LayerView, ...]]]:
+    """Yield a view for each named result of an explanation."""
+    names = {(method.card.slug, at): step.outputs for method in methods for at, step in enumerate(method.steps)}
+    for event in events:
+        for head, name in enumerate(names.get((event.method, event.step), ())):
+            if event.scores is not None:
+                yield name, layer_views([replace(event, scores=event.scores[:, head : head + 1])], n, place)
 
 
 def written(loaded: Loaded, prompt: Prompt, where: Where, attach: Attach) -> str:

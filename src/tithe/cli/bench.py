@@ -43,7 +43,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure methods at several budgets beside the untouched model and the baselines."""
-    from tithe.bench import parse_keep, run
+    from tithe.bench import parse_keep, registry, run
     from tithe.bench.runner import check
     from tithe.bench.specs import parse_params, split
     from tithe.cli.tables import refusals, results
@@ -54,6 +54,7 @@ def bench(
     params = parse_params(param or [])
     check(tasks, chosen, keeps, question, n, seed, length, repeat, params)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    registry.check(tasks, loaded.kind, model)
     with bars() as shown, quiet():
         result = run(
             loaded,

@@ -52,9 +52,9 @@ def list_methods(family: Family = None, host: Host = None, json: Json = False) -
     if json:
         emit({"methods": rows})
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, expand=True)
     for name in ("method", "family", "models", "year", "fidelity", "saving", "title"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=True, ratio=1 if name == "title" else None)
     for one in rows:
         told = (one["slug"], one["family"], " ".join(one["hosts"]), str(one["year"]), one["fidelity"], one["saving"])
         table.add_row(*told, one["title"])

@@ -103,4 +103,5 @@ def blocks(tower: nn.Module) -> tuple[nn.Module, ...]:
     stacks = [stack for stack in lists if any("ttention" in type(m).__name__ for m in stack[0].modules())]
     if not stacks:
         raise Refused(f"{type(tower).__name__} has no list of attention layers, so no method can act in it.")
-    return tuple(max(stacks, key=lambda stack: len(stack)))
+    longest = max(stacks, key=len)
+    return tuple(longest)

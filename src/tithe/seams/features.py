@@ -20,7 +20,7 @@ def levels(output: Any) -> list[Tensor]:
 
 
 def rebuilt(output: Any, flat: list[Tensor]) -> Any:
-    """Return a copy of ``output`` with the features ``flat`` (as from ``levels``), in the container that its model wants."""
+    """Return a copy of ``output`` with the features ``flat`` (as from ``levels``), in its own kind of container."""
     copy = type(output)(**dict(output.items()))
     copy.pooler_output = flat[0][None] if isinstance(output.pooler_output, Tensor) else [flat[0]]
     if len(flat) > 1:

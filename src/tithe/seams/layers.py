@@ -43,7 +43,7 @@ class LayerSeam:
             self.run.counter.linear(index, hidden.shape[0], stream.cols.shape[1], stream.width)
             if stream.index is None:
                 return None
-            kwargs = sliced(kwargs, stream.index, stream.width)
+            kwargs = sliced(kwargs, stream.index)
             if state.taken is not None:
                 hidden = take(hidden, state.taken)
             if args:
@@ -88,7 +88,7 @@ def take(block: Tensor, index: Tensor) -> Tensor:
     return block.gather(1, place.view(shape).expand(*place.shape, *block.shape[2:]))
 
 
-def sliced(kwargs: dict[str, Any], index: Tensor, width: int) -> dict[str, Any]:
+def sliced(kwargs: dict[str, Any], index: Tensor) -> dict[str, Any]:
     """Slice a layer's position arguments and the rows of its mask; columns are gathered where they are used."""
     out = dict(kwargs)
     embeddings = out.get("position_embeddings")
@@ -97,7 +97,7 @@ def sliced(kwargs: dict[str, Any], index: Tensor, width: int) -> dict[str, Any]:
             torch.stack([take(part, index) for part in t]) if t.dim() == 4 else take(t, index) for t in embeddings
         )
     positions = out.get("position_ids")
-    if positions is not None and positions.shape[-1] == width:
+    if positions is not None:
         out["position_ids"] = (
             torch.stack([take(part, index) for part in positions]) if positions.dim() == 3 else take(positions, index)
         )

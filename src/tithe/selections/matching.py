@@ -1,4 +1,4 @@
-"""Which tokens are joined to which."""
+"""Which tokens are joined to which, by how alike they are."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ class Bipartite:
     budget: Budget
     share: float = 1.0
 
-    def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
-        """Select from ``score [B, 2, n]``: how unlike its partner each token is, and the partner's slot (or -1)."""
-        unlike, slot = score[:, 0], score[:, 1].long()
-        held = tokens.among(IMAGE)[:, 0].sum(-1)
+    def __call__(self, score: Tensor | None, tokens: Tokens, features: Tensor) -> Selection:
+        """Join by ``features [B, n, d]`` alone: here no token matters more than another, and no score is read."""
+        free = tokens.among(IMAGE)[:, 0]
+        likeness, slot = partners(features, free)
+        held = free.sum(-1)
         given = tokens.seen - (tokens.valid[:, 0].sum(-1) - held)
         leaving = ((given - self.budget.count(given)).double() * self.share).round().long()
         most = torch.minimum((slot >= 0).sum(-1), held // 2)
         count = torch.minimum((held - (given - leaving)).clamp(min=0), most)
-        joins = highest(-unlike, count[:, None])
+        joins = highest(likeness, count[:, None])
         dest = torch.where(joins, slot, -1)
         return Selection((tokens.valid[:, 0] & ~joins)[:, None], tokens.cols, dest[:, None])
 
@@ -46,13 +47,13 @@ class DominantAndContextual:
     budget: Budget
     share: float
 
-    def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
-        """Select from ``score [B, 1 + d, n]``: a score, and features to compare tokens by."""
+    def __call__(self, score: Tensor, tokens: Tokens, features: Tensor) -> Selection:
+        """Select the dominant by ``score [B, 1, n]``, and join the others by ``features [B, n, d]``."""
         live = tokens.valid[:, 0]
         count = self.budget.count(tokens.seen)
         spread = (count.double() * self.share).round().long()
         keep = highest(score[:, 0].masked_fill(~live, -torch.inf), (count - spread)[:, None]) & live
-        unit = normalize(score[:, 1:].transpose(1, 2), dim=-1)
+        unit = normalize(features, dim=-1)
         dest = torch.full(keep.shape, -1, device=keep.device)
         weight = torch.ones(keep.shape, device=keep.device)
         for row, wanted in enumerate(spread.tolist()):
@@ -65,6 +66,28 @@ class DominantAndContextual:
                 dest[row, others] = targets[nearest]
                 weight[row, others] = 1 / nearest.bincount(minlength=len(targets))[nearest].float()
         return Selection(keep[:, None], tokens.cols, dest[:, None], weight[:, None])
+
+
+def partners(features: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Find for every token at an even slot the one at an odd slot that is most like it, by cosine.
+
+    Args:
+        features: ``[B, n, d]``.
+        free: ``[B, n]`` bool, the tokens that may take part.
+
+    Returns:
+        How like its partner each token is and the partner's slot, both ``[B, n]``; -inf and -1 for one that has none.
+    """
+    likeness = torch.full(free.shape, -torch.inf, device=free.device)
+    slot = torch.full(free.shape, -1, device=free.device)
+    if free.shape[1] < 2:
+        return likeness, slot
+    unit = normalize(features.float(), dim=-1)
+    alike = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    best, place = alike.masked_fill(~(free[:, ::2, None] & free[:, None, 1::2]), -torch.inf).max(-1)
+    likeness[:, ::2] = best
+    slot[:, ::2] = torch.where(best > -torch.inf, 2 * place + 1, -1)
+    return likeness, slot
 
 
 def strided(places: Tensor, count: int) -> Tensor:

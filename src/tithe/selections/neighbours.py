@@ -45,7 +45,7 @@ class AnchorsAndRegisters:
     wrap: bool
 
     def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
-        """Select from ``score [B, 2, n]``."""
+        """Select from ``score [B, 2, n]``, whose rows are the score of anchors and that of registers."""
         if tokens.grids is None:
             raise Refused("The image tokens of this model form no single grid, so none has neighbours.")
         live = tokens.valid[:, 0]

@@ -115,7 +115,7 @@ def _place(source: str) -> tuple[str, bool]:
             raise unknown("zoo model", name, NAMES)
         return str(files("tithe.zoo") / name), True
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if source and folder.is_dir():
         return str(folder), True
     if folder.exists() or source.count("/") > 1 or source[:1] in ("/", ".", "~", ""):
         raise BadInput(f"model={source!r} is not a folder; give zoo:llm, a folder with a checkpoint, or a hub id.")

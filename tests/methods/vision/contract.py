@@ -21,7 +21,7 @@ from tithe.check import check_method
 from tithe.seams.evidence import Evidence, LayerEvidence
 from tithe.seams.image import TowerLayer
 from tithe.seams.stores import View
-from tithe.types import IMAGE, Method, Selection, Tokens, checked
+from tithe.types import IMAGE, Method, Selection, Tokens, checked, comparable
 from tithe.zoo.loader import load
 
 __all__ = ["vector"]
@@ -66,7 +66,11 @@ def decide(method: Method, evidence: Evidence, given: Tokens) -> Selection:
     """What the only step of ``method`` selects."""
     (step,) = method.steps
     assert step.score is not None and step.select is not None
-    return step.select(checked(step.score(evidence, given), given, method.card.slug, "here"), given)
+    score = checked(step.score(evidence, given), given, method.card.slug, "here")
+    if step.compare is None:
+        return step.select(score, given)  # type: ignore[call-arg]
+    features = comparable(step.compare(evidence, given), given, method.card.slug, "here")
+    return step.select(score, given, features)  # type: ignore[call-arg]
 
 
 def kept(selection: Selection) -> list[int]:

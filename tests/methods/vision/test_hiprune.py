@@ -70,6 +70,7 @@ def test_end_to_end_against_loops(wrap: bool) -> None:
     below = attentions(inputs["pixel_values"])
     for image, event in enumerate(run.trace.events):
         first, second = (below[n][image].double().mean(0).sum(0)[1:].tolist() for n in (0, 1))
+        assert torch.allclose(event.scores[0].double(), torch.tensor([first, second]).double(), atol=1e-4)
         anchors = sorted(range(16), key=lambda place: -first[place])[: round(9 * 0.6 / 5)]
         near = set(anchors)
         for anchor in anchors:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from methods.vision.contract import by_loops, classifier, pixels, read
@@ -7,7 +9,7 @@ from torch import Tensor
 
 import tithe
 from tithe.check import check_method
-from tithe.errors import BadInput
+from tithe.errors import BadInput, ScoreError
 
 
 def merging(joined: list[int]):
@@ -53,6 +55,19 @@ def test_every_patch_is_in_one_token_and_cls_in_none() -> None:
         seam = run.tower.blocks
         assert seam.size.sum(-1).tolist() == [37.0] * 3 and seam.size[:, 0].tolist() == [1.0] * 3
         assert (seam.place >= 0).all() and (seam.place[:, 0] == 0).all() and (seam.place[:, 1:] > 0).all()
+
+
+def test_it_compares_and_scores_nothing() -> None:
+    with tithe.on(classifier(), "tome", keep=4, level="scores") as run, torch.no_grad():
+        classifier()(**pixels())
+    assert all(event.scores is None and event.dest is not None for event in run.trace.events)
+
+
+def test_keys_that_are_not_finite_are_refused() -> None:
+    broken = deepcopy(classifier())
+    broken.vit.layers[1].attention.k_proj.bias.data[0] = torch.inf
+    with tithe.on(broken, "tome"), torch.no_grad(), pytest.raises(ScoreError, match="tome: features at image layer 1"):
+        broken(**pixels())
 
 
 def test_schedule_is_known() -> None:

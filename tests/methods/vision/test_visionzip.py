@@ -96,6 +96,7 @@ def test_end_to_end_before_the_connector_against_loops() -> None:
     out, run = generated("visionzip", inputs, keep=7, contextual=0.4)
     (event,) = run.trace.events
     assert event.keep[0, 0].nonzero()[:, 0].tolist() == places
+    assert event.scores.shape == (1, 1, 16) and torch.allclose(event.scores[0, 0], row / 2, atol=1e-5)
     assert torch.allclose(out.logits[0], wanted, atol=1e-4)
 
 

@@ -52,13 +52,13 @@ def hiprune(
         raise BadInput(f"alpha={alpha!r} is out of range; the share of anchors and their neighbours lies in [0, 1].")
     return Step(
         Site("encoder", tower="image"),
-        score=lambda evidence, tokens: _both(evidence, layer, deep),
+        score=lambda evidence, tokens: _object_and_deep(evidence, layer, deep),
         select=AnchorsAndRegisters(Budget(keep), alpha, wrap),
         action=Keep(),
         needs=(Need("queries", layer, tower="image"), Need("queries", deep, tower="image")),
     )
 
 
-def _both(evidence: Evidence, layer: int | None, deep: int) -> Tensor:
+def _object_and_deep(evidence: Evidence, layer: int | None, deep: int) -> Tensor:
     middle = max(round(depth(evidence) * 3 / 8) - 1, 0) if layer is None else layer
     return torch.cat([received_attention(evidence, one) for one in (middle, deep)], 1)

@@ -11,9 +11,8 @@ from tithe.actions.merge import Merge
 from tithe.budget import Budget
 from tithe.catalogue import card
 from tithe.errors import unknown
-from tithe.scores.similarity import head_mean, partners
 from tithe.selections.matching import Bipartite
-from tithe.types import IMAGE, Need, Site, Step
+from tithe.types import Need, Site, Step
 
 SCHEDULES = ("constant", "decreasing")
 
@@ -44,7 +43,7 @@ def tome(keep: int | float = 0.5, schedule: str = "constant", proportional: bool
 def _step(select: Bipartite, schedule: str, proportional: bool) -> Step:
     return Step(
         Site("block", tower="image"),
-        score=lambda evidence, tokens: partners(head_mean(evidence.here.keys), tokens.among(IMAGE)),
+        compare=lambda evidence, tokens: evidence.here.keys.float().mean(1),
         select=select,
         action=Merge(proportional),
         needs=(Need("queries", tower="image"),),

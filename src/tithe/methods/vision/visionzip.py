@@ -17,7 +17,6 @@ from tithe.actions.reconnect import Reconnect
 from tithe.budget import Budget
 from tithe.catalogue import card
 from tithe.errors import BadInput
-from tithe.scores.similarity import head_mean, with_features
 from tithe.scores.vision import cls_attention, tower_layer
 from tithe.selections.matching import DominantAndContextual
 from tithe.types import Need, Site, Step
@@ -47,14 +46,14 @@ def visionzip(keep: int | float = 0.111, contextual: float = 0.15625, layer: int
         raise BadInput(f"contextual={contextual!r} is out of range; the share of contextual tokens lies in [0, 1).")
     return Step(
         Site("encoder", tower="image"),
-        score=lambda evidence, tokens: _score_and_keys(evidence, layer),
+        score=lambda evidence, tokens: cls_attention(evidence, layer),
+        compare=lambda evidence, tokens: _keys(evidence, layer),
         select=DominantAndContextual(Budget(keep), contextual),
         action=Reconnect(),
         needs=(Need("queries", layer, tower="image", window=1),),
     )
 
 
-def _score_and_keys(evidence: Evidence, layer: int) -> Tensor:
-    keys = head_mean(tower_layer(evidence, layer).keys)
-    features = torch.cat([evidence.to_tokens(part) for part in keys.unbind(-1)], 1).transpose(1, 2)
-    return with_features(cls_attention(evidence, layer), features)
+def _keys(evidence: Evidence, layer: int) -> Tensor:
+    keys = tower_layer(evidence, layer).keys.float().mean(1)
+    return torch.cat([evidence.to_tokens(part) for part in keys.unbind(-1)], 1).transpose(1, 2)
