@@ -57,8 +57,8 @@ def main() -> None:
             times = interleaved(cases)
             for name in ("uniform", "ragged"):
                 print(
-                    f"decode, {TOKENS} tokens, keep {keep:.2f}, {name}: {ratio(times, name, 'natively short')} x natively "
-                    f"short; {ratio(times, name, 'full')} x no compression",
+                    f"decode, {TOKENS} tokens, keep {keep:.2f}, {name}: {ratio(times, name, 'natively short')} x "
+                    f"natively short; {ratio(times, name, 'full')} x no compression",
                     flush=True,
                 )
 

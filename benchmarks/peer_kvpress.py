@@ -87,7 +87,9 @@ def main() -> None:
     for side, found in ratios.items():
         found.sort()
         low, high = found[len(found) // 4], found[3 * len(found) // 4]
-        print(f"snapkv prefill, {TOKENS} tokens, keep {KEEP}, {side}: {statistics.median(found):.3f} [{low:.3f}, {high:.3f}] x untouched")
+        middle = statistics.median(found)
+        what = f"snapkv prefill, {TOKENS} tokens, keep {KEEP}, {side}"
+        print(f"{what}: {middle:.3f} [{low:.3f}, {high:.3f}] x untouched")
 
 
 if __name__ == "__main__":

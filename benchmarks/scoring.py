@@ -8,8 +8,12 @@ import torch
 from common import interleaved, llama, ratio, tithe
 
 TOKENS = 8192
-METHODS = {"keep all (random)": ("random", {"keep": 1.0}), "snapkv": ("snapkv", {"keep": 0.1}), "h2o": ("h2o", {"keep": 0.1}),
-           "preplan-anchor": ("preplan-anchor", {})}
+METHODS = {
+    "keep all (random)": ("random", {"keep": 1.0}),
+    "snapkv": ("snapkv", {"keep": 0.1}),
+    "h2o": ("h2o", {"keep": 0.1}),
+    "preplan-anchor": ("preplan-anchor", {}),
+}
 
 
 def main() -> None:
@@ -35,7 +39,9 @@ def main() -> None:
     times = interleaved(cases, repeats=15)
     for name in cases:
         if name != "untouched":
-            print(f"prefill + scoring + eviction, {TOKENS} tokens, {name}: {ratio(times, name, 'untouched')} x untouched")
+            print(
+                f"prefill + scoring + eviction, {TOKENS} tokens, {name}: {ratio(times, name, 'untouched')} x untouched"
+            )
 
 
 if __name__ == "__main__":

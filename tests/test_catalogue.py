@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tithe
 from canonical import host
+
+import tithe
 from tithe.errors import BadInput, Refused
 
 FACTORIES = tithe.factories()

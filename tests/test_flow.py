@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tithe
 import torch
 from canonical import host
 from tiny import TEXT
+from transformers import StaticCache
+from transformers.cache_utils import DynamicCache
+
+import tithe
 from tithe import BadInput, Refused, ScoreError
 from tithe.actions import Evict
 from tithe.budget import Budget
@@ -16,8 +19,6 @@ from tithe.catalogue import card
 from tithe.check.method import outcome
 from tithe.selections.top_k import TopK
 from tithe.types import Method, Site, Step
-from transformers import StaticCache
-from transformers.cache_utils import DynamicCache
 
 
 def generate(model: Any, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:

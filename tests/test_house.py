@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+
 import tithe
 
 ROOT = Path(tithe.__file__).parent
@@ -33,7 +34,11 @@ def code_lines(path: Path) -> int:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 docs.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     lines = enumerate(text.splitlines(), 1)
     return sum(1 for number, line in lines if line.strip() and not line.strip().startswith("#") and number not in docs)
@@ -78,8 +83,16 @@ def test_methods_are_not_copies() -> None:
         bodies[slug] = [line.strip() for line in inspect.getsource(factory.build).splitlines() if line.strip()]
     for (a, left), (b, right) in combinations(bodies.items(), 2):
         left, right = ([line for line in body if "=" in line or "(" in line] for body in (left, right))
-        code = [line for line in left if not re.match(r"(slug|title|year|arxiv|code|family|hosts|fidelity|saving|mechanism)=", line)]
-        other = [line for line in right if not re.match(r"(slug|title|year|arxiv|code|family|hosts|fidelity|saving|mechanism)=", line)]
+        code = [
+            line
+            for line in left
+            if not re.match(r"(slug|title|year|arxiv|code|family|hosts|fidelity|saving|mechanism)=", line)
+        ]
+        other = [
+            line
+            for line in right
+            if not re.match(r"(slug|title|year|arxiv|code|family|hosts|fidelity|saving|mechanism)=", line)
+        ]
         likeness = difflib.SequenceMatcher(None, code, other, autojunk=False).ratio()
         assert likeness <= 0.8, f"{a} and {b} are alike by {likeness:.2f}"
 

@@ -38,7 +38,7 @@ ASKED = {64: 5, 128: 8, 256: 10, 512: 12, 1024: 12}
 GRADES = ((64, 1), (64, 4), (128, 8), (256, 1), (256, 12), (512, 1), (512, 12), (512, 24), (768, 12),
           (1024, 1), (1024, 12), (1024, 32))  # fmt: skip
 SAVE_EVERY = 600
-COPIED = 1.0  # the copy loss that ends the warm-up; ended at 1.5, recall did not take off
+COPIED = 1.0  # the copy loss that ends the warm-up; after ending at 1.5, recall was still at chance 200 steps on
 COPY_SHARE = 0.25  # of the steps at most
 
 
@@ -129,6 +129,7 @@ def card(model: LlamaForCausalLM, tokenizer: Any, *, seed: int, step: int, secon
         "steps": step,
         "tokens_a_step": TOKENS,
         "cpu_minutes": round(seconds / 60, 1),
+        "questions_a_grade": f"about {n}",
         "heldout_nats_per_token": round(text_loss(model, tokenizer, max(8, n // 4)), 3),
         "exact_match": [
             {"length": length, "facts": facts, "asked": min(4, facts), "rate": round(hit, 3)}

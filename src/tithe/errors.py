@@ -31,6 +31,4 @@ def nearest(given: str, possible: Iterable[str]) -> str:
 def unknown(argument: str, given: object, possible: Iterable[str]) -> BadInput:
     """Build the error for an ``argument`` whose value is not one of ``possible``."""
     names = sorted(possible)
-    return BadInput(
-        f"{argument}={given!r} is not known.{nearest(str(given), names)} Possible: {', '.join(names)}."
-    )
+    return BadInput(f"{argument}={given!r} is not known.{nearest(str(given), names)} Possible: {', '.join(names)}.")

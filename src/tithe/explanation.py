@@ -16,7 +16,7 @@ from tithe.flow import MethodLike, on
 
 @dataclass(frozen=True)
 class Explanation:
-    """Scores of one input. ``scores`` maps a name to ``[B, n]`` on the CPU; ``cols`` are the columns scored, ``[B, n]``."""
+    """Scores of one input: ``scores`` maps a name to ``[B, n]`` on the CPU, ``cols [B, n]`` are the columns scored."""
 
     method: str
     scores: dict[str, Tensor]
@@ -46,7 +46,9 @@ class Explanation:
                 f'<span style="background:rgba(196,88,24,{float(s):.2f})">{html.escape(word)}</span>'
                 for word, s in zip(words, share, strict=True)
             )
-            rows.append(f"<p><b>{html.escape(self.method)} · {html.escape(name)}</b></p><p style='line-height:1.8'>{marks}</p>")
+            rows.append(
+                f"<p><b>{html.escape(self.method)} · {html.escape(name)}</b></p><p style='line-height:1.8'>{marks}</p>"
+            )
         return "".join(rows)
 
 

@@ -19,8 +19,8 @@ from tithe.seams.cache import CacheLayer
 from tithe.seams.evidence import Evidence, LayerEvidence
 from tithe.seams.inputs import ProbeDone
 from tithe.seams.layers import StreamState
-from tithe.seams.stream import Stream
 from tithe.seams.observe import forget, recall
+from tithe.seams.stream import Stream
 from tithe.trace import Counter, Level, Report, Trace
 from tithe.types import Compares, Method, Phase, Ranks, Tokens, checked, comparable, layer_at
 
@@ -162,7 +162,11 @@ class Run:
     def after_attention(self, index: int, layer: CacheLayer | None) -> None:
         """Fire the decode steps of a layer, or stop a probe that has seen enough."""
         if self.probing is not None:
-            asked = [layer_at(need.layer, len(self.host.layers)) for need in self.probing.step.needs if need.layer is not None]
+            asked = [
+                layer_at(need.layer, len(self.host.layers))
+                for need in self.probing.step.needs
+                if need.layer is not None
+            ]
             if index == max(asked):
                 raise ProbeDone
             return

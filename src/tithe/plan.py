@@ -52,10 +52,12 @@ class Plan:
         found = []
         for bound in self._bound:
             site = bound.step.site
-            if site.point == point and (phase is None or site.phase == phase):
-                if layer is None or layer in bound.layers:
-                    step = bound.step.at(layer, self._total(site.tower)) if layer is not None else bound.step
-                    found.append(replace(bound, step=step))
+            if site.point != point or (phase is not None and site.phase != phase):
+                continue
+            if layer is None:
+                found.append(bound)
+            elif layer in bound.layers:
+                found.append(replace(bound, step=bound.step.at(layer, self._total(site.tower))))
         return tuple(found)
 
     def fires(self, point: Point, phase: Phase, layer: int) -> bool:
@@ -115,7 +117,8 @@ def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
         _check_need(slug, need, host)
     if site.point == "layer" and layers and min(layers) < host.first_cut:
         raise Refused(
-            f"{slug}: layer={min(layers)} is too early; {host.name} can drop tokens before layer {host.first_cut} at the earliest."
+            f"{slug}: layer={min(layers)} is too early; the earliest layer before which {host.name} can drop tokens "
+            f"is {host.first_cut}."
         )
     return Bound(method, place, step, layers)
 
@@ -125,12 +128,16 @@ def _check_need(slug: str, need: Need, host: Host) -> None:
         if host.vision is None:
             raise Refused(f"{slug} reads a vision tower; {host.name} has none.")
         if host.kind == "vlm" and host.vision.crops is None:
-            raise Refused(f"{slug} reads the vision tower patch by patch; {host.name} does not say how patches become tokens.")
+            raise Refused(
+                f"{slug} reads the vision tower patch by patch; {host.name} does not say how patches become tokens."
+            )
         if need.kind == "queries" and need.window == 1 and not host.vision.cls:
             raise Refused(f"{slug} reads the CLS token's attention; the vision tower of {host.name} has no CLS token.")
     total = len(host.layers) if need.tower == "text" else len(host.vision.layers) if host.vision else 0
     if need.layer is not None and not 0 <= layer_at(need.layer, total) < total:
-        raise BadInput(f"{slug}: layer={need.layer} is out of range; the {need.tower} tower of {host.name} has {total} layers.")
+        raise BadInput(
+            f"{slug}: layer={need.layer} is out of range; the {need.tower} tower of {host.name} has {total} layers."
+        )
 
 
 def _layers(slug: str, site: Site, total: int) -> frozenset[int]:

@@ -105,7 +105,9 @@ class Trace:
             saving,
             cols=tokens.cols.detach().to("cpu", copy=True) if deep else None,
             keep=selection.keep.detach().to("cpu", copy=True) if deep and selection is not None else None,
-            dest=selection.dest.detach().to("cpu", copy=True) if deep and selection and selection.dest is not None else None,
+            dest=selection.dest.detach().to("cpu", copy=True)
+            if deep and selection and selection.dest is not None
+            else None,
             scores=scores.detach().to("cpu", copy=True) if deepest and scores is not None else None,
         )
         if self.level == "history":
@@ -141,14 +143,20 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        share = f"{self.kept_tokens:.1f} of {self.total_tokens:.1f}" if self.kept_tokens is not None and self.total_tokens else "all"
+        share = (
+            f"{self.kept_tokens:.1f} of {self.total_tokens:.1f}"
+            if self.kept_tokens is not None and self.total_tokens
+            else "all"
+        )
         lines = [
             f"{' + '.join(self.methods)} ({self.saving} saving)",
             f"  tokens kept    {share}",
             f"  KV bytes       {self.kv_live:,} live, {self.kv_allocated:,} allocated, {self.kv_full:,} untouched",
             f"  FLOPs          {self.flops:,} of {self.flops_full:,} untouched",
         ]
-        lines += [f"  {phase:<14} {self.seconds[phase]:.4f} s in {self.forwards[phase]} forwards" for phase in self.seconds]
+        lines += [
+            f"  {phase:<14} {self.seconds[phase]:.4f} s in {self.forwards[phase]} forwards" for phase in self.seconds
+        ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 

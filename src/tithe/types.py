@@ -6,7 +6,7 @@ Shapes use B rows of the batch, H heads (1 where all heads agree), n tokens held
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -112,10 +112,10 @@ class Need:
     """Evidence that a step asks for, bound before any forward: ``layer`` None is the layer of the site itself.
 
     kind ``queries``: the last ``window`` post-RoPE queries beside the keys and values held. kind ``rows``: a
-    ``reducer`` over all query rows. kind ``hidden``: hidden states entering the layer.
+    ``reducer`` over all query rows.
     """
 
-    kind: Literal["queries", "rows", "hidden"]
+    kind: Literal["queries", "rows"]
     layer: Depth | None = None
     tower: Tower = "text"
     window: int | None = None
@@ -245,7 +245,6 @@ class Method:
     card: Card
     params: dict[str, Any]
     steps: tuple[Step, ...]
-    tags: frozenset[str] = field(default_factory=frozenset)
 
 
 def checked(score: Tensor, tokens: Tokens, method: str, where: str, partial: bool = False) -> Tensor:
@@ -255,7 +254,9 @@ def checked(score: Tensor, tokens: Tokens, method: str, where: str, partial: boo
     """
     valid = tokens.valid
     if score.dim() != 3 or score.shape[0] != valid.shape[0] or score.shape[-1] != valid.shape[-1]:
-        raise ScoreError(f"{method}: score at {where} has shape {tuple(score.shape)}, not [B, H, n] for {tuple(valid.shape)}.")
+        raise ScoreError(
+            f"{method}: score at {where} has shape {tuple(score.shape)}, not [B, H, n] for {tuple(valid.shape)}."
+        )
     score = score.float()
     undefined = torch.isnan(score) & valid
     if bool((undefined | ~valid).all() if partial else undefined.any()):

@@ -53,11 +53,9 @@ def test_everything_kept_is_the_untouched_model(llm: Loaded, vlm: Loaded) -> Non
 
 
 def test_the_same_seed_gives_the_same_rows(llm: Loaded) -> None:
-    first, again, other = (
-        run(llm, ["multikey"], ["random"], [0.5, 0.25], n=2, seed=seed, baselines=False) for seed in (0, 0, 1)
-    )
+    first, again, other = (run(llm, ["lm"], ["random"], [0.5], seed=seed, baselines=False) for seed in (0, 0, 1))
     assert first == again
-    assert [row.quality for row in first.rows] != [row.quality for row in other.rows]
+    assert not {row.quality for row in first.rows} & {row.quality for row in other.rows}
 
 
 def test_baselines_stand_beside_a_method(llm: Loaded) -> None:

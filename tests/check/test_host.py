@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tithe
 from tiny import TEXT
+
+import tithe
 from tithe.check import check_host
 from tithe.check.host import SCENARIOS
 

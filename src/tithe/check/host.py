@@ -35,7 +35,9 @@ def check_host(
     case = Case(model, method, vocab, seed, length)
     gap = getattr(case, scenario)()
     if gap > TOLERANCE:
-        raise AssertionError(f"{model.config.model_type}, {scenario}: logits differ from the masked oracle by {gap:.2e}")
+        raise AssertionError(
+            f"{model.config.model_type}, {scenario}: logits differ from the masked oracle by {gap:.2e}"
+        )
     return gap
 
 
@@ -79,8 +81,13 @@ class Case:
         """Beam search: the score of each returned sequence is the oracle's."""
         with on(self.model, self.method, level="history") as run, torch.no_grad():
             out = self.model.generate(
-                self.ids, attention_mask=self.padded_mask, num_beams=3, do_sample=False, length_penalty=0.0,
-                output_scores=True, **self.common,
+                self.ids,
+                attention_mask=self.padded_mask,
+                num_beams=3,
+                do_sample=False,
+                length_penalty=0.0,
+                output_scores=True,
+                **self.common,
             )
         rows = torch.arange(2) * 3
         logits = self._oracle(run, out.sequences, self.padded_mask, rows)[:, self.length - 1 : -1]
@@ -128,9 +135,7 @@ class Case:
         if not any(sum(event.kept) < sum(event.seen) for event in events):
             raise AssertionError(f"{self.model.config.model_type}: nothing was dropped")
         count = sequences.shape[0] if rows is None else max(int(rows.max()) + 3, 1)
-        hidden = hidden_columns(
-            events, count, config.num_hidden_layers, config.num_attention_heads, sequences.shape[1]
-        )
+        hidden = hidden_columns(events, count, config.num_hidden_layers, config.num_attention_heads, sequences.shape[1])
         hidden = hidden if rows is None else hidden[:, rows]
         full = _grown(mask, sequences.shape[1])
         positions = (full.cumsum(-1) - 1).clamp(min=0)

@@ -91,7 +91,12 @@ class Suite:
 
     def checks(self) -> list[Callable[[], None]]:
         """The checks that apply, by the method's parameters, steps and host."""
-        found: list[Callable[[], None]] = [self.restores, self.restores_after_error, self.repeats, self.runs_in_bfloat16]
+        found: list[Callable[[], None]] = [
+            self.restores,
+            self.restores_after_error,
+            self.repeats,
+            self.runs_in_bfloat16,
+        ]
         if self.factory.card.saving == "none":
             return [*found, self.leaves_output, self.has_scores]
         found += [self.has_effect, self.equals_one_by_one]

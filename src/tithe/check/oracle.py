@@ -16,7 +16,7 @@ from tithe.hosts import find
 from tithe.trace import Event
 
 
-def hidden_columns(events: Sequence[Event], rows: int, layers: int, heads: int, columns: int, first_image: int = 0) -> Tensor:
+def hidden_columns(events: Sequence[Event], rows: int, layers: int, heads: int, columns: int) -> Tensor:
     """Return ``[layers, B, Hq, columns (query), columns (key)]``: what each query may not see, by the ``events``.
 
     An eviction hides its columns from every query after the event; a drop before layer k from every query in the

@@ -26,7 +26,14 @@ class Tap(Protocol):
     """What a tower does with the attention of its layers."""
 
     def attend(
-        self, index: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+        self,
+        index: int,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend in layer ``index`` and observe."""
         ...
@@ -55,7 +62,9 @@ class Tapped:
         self.tower, self.layers = tower, layers
         self.own = str(tower.config._attn_implementation)
         if self.own == NAME:
-            raise Refused("A method is already attached to this model: detach it, or give both in one list to tithe.on.")
+            raise Refused(
+                "A method is already attached to this model: detach it, or give both in one list to tithe.on."
+            )
         if self.own not in ("sdpa", "eager"):
             raise Refused(
                 f"attention implementation {self.own!r} is not served: its masks cannot be gathered by column. "

@@ -122,7 +122,7 @@ class CacheLayer(CacheLayerMixin):
         return -1
 
     def evict(self, keep: Tensor, restart: Sequence[str] = ()) -> None:
-        """Hold only the tokens of ``keep [B, H or 1, n]``; the per-token state ``restart`` begins anew where some went."""
+        """Hold only the tokens of ``keep [B, H or 1, n]``; state named in ``restart`` begins anew if some went."""
         if self.store is None:
             return
         cut = (self.store.view().valid & ~keep).any(-1, keepdim=True) if restart else keep

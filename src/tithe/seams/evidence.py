@@ -1,4 +1,4 @@
-"""What the model shows: queries against keys, streamed rows, hidden states; lazy, memoised, read-only."""
+"""What the model shows: queries against keys, and streamed rows; lazy, memoised, read-only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LayerEvidence:
     """One layer in one forward. Probabilities are ``[B, Hkv, G, r, n]`` float32: query heads grouped by key head.
 
     ``shown`` is ``[B, 1, w, columns]``, the model's own mask of the observed queries by original column; None means
-    causal by column, or everything where ``causal`` is False. ``bias [B, 1, 1, n]`` is what the layer adds to logits.
+    causal by column, or everything where ``causal`` is False. ``hidden [B, n, d]`` is given at block sites. ``bias [B, 1, 1, n]`` is what the layer adds to logits.
     """
 
     view: View
@@ -31,8 +31,8 @@ class LayerEvidence:
     shown: Tensor | None = None
     causal: bool = True
     softcap: float | None = None
-    bias: Tensor | None = None
     hidden: Tensor | None = None
+    bias: Tensor | None = None
     side: Callable[[str], Tensor | None] = lambda name: None
     results: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     _memo: dict[tuple[int, int], Tensor] = field(default_factory=dict)

@@ -11,8 +11,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from tithe.errors import BadInput, Refused
 from tithe.seams import inputs
 from tithe.seams.cache import CacheLayer, Link, adopt
-from tithe.seams.stream import Stream
 from tithe.seams.observe import forget
+from tithe.seams.stream import Stream
 from tithe.trace import Stopwatch
 from tithe.types import IMAGE, PAD, TEXT
 
@@ -46,14 +46,18 @@ class ForwardSeam:
             kwargs = {"input_ids": args[0], **kwargs}
             args = args[1:]
         if args:
-            raise BadInput("Give the model's inputs by name (input_ids=..., attention_mask=...) while a method is attached.")
+            raise BadInput(
+                "Give the model's inputs by name (input_ids=..., attention_mask=...) while a method is attached."
+            )
         ids = kwargs.get("input_ids")
         flowing = ids if ids is not None else kwargs.get("inputs_embeds")
         if flowing is None or flowing.shape[1] == 0:
             raise BadInput("input_ids is empty: a prompt needs at least one token.")
         rows, width = flowing.shape[:2]
         if kwargs.get("labels") is not None and run.plan.shortens:
-            raise Refused("labels cannot be given: this method drops tokens inside the model, so logits have fewer positions.")
+            raise Refused(
+                "labels cannot be given: this method drops tokens inside the model, so logits have fewer positions."
+            )
         cache = self._cache(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
         self._check_window(past + width)
@@ -117,7 +121,11 @@ class ForwardSeam:
         config = run.host.config
         cache = kwargs.get("past_key_values")
         use = kwargs.get("use_cache")
-        if cache is None and (use if use is not None else getattr(config, "use_cache", True)) and not run.host.model.training:
+        if (
+            cache is None
+            and (use if use is not None else getattr(config, "use_cache", True))
+            and not run.host.model.training
+        ):
             cache = kwargs["past_key_values"] = DynamicCache(config=config)
         if cache is None:
             if run.plan.caches:
@@ -174,5 +182,3 @@ def _shift(kwargs: dict[str, Any], shift: Tensor | None, past: int, width: int) 
     if given is None:
         given = torch.arange(past, past + width, device=shift.device)[None]
     kwargs["position_ids"] = given - shift[:, None]
-
-

@@ -30,7 +30,7 @@ def prepare(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-class ProbeDone(Exception):  # noqa: N818 (it ends a forward on purpose, and is no error)
+class ProbeDone(Exception):
     """Raised inside the probe's forward once the last layer that anyone asked about has run."""
 
 

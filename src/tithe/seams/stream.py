@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stream:
-    """The tokens of one forward of the text tower. Set before layer 0, cut at most once at an input and once at a layer.
+    """The tokens of one forward of the text tower. Set before layer 0; may be cut at the input and at layers.
 
     ``cols, valid [B, T]`` name the tokens now flowing; ``past`` and ``end`` count original columns before and after
     this forward, ``given [B]`` the live tokens of each row before any cut;
@@ -84,7 +84,7 @@ def by_column(mask: Tensor, cols: Tensor, stream: Stream) -> Tensor:
     if stream.local is not None:
         table = stream.local[:, None].expand(-1, cols.shape[1], -1)
         place = table.gather(2, place.clamp(max=table.shape[-1] - 1))
-    rows, heads, n = cols.shape
+    rows, heads, _ = cols.shape
     dead = place >= mask.shape[-1]
     place = place.clamp(max=mask.shape[-1] - 1)
     mask = mask.expand(rows, heads, -1, -1)

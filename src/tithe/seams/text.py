@@ -63,7 +63,14 @@ class TextTap:
         self.run = run
 
     def attend(
-        self, index: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+        self,
+        index: int,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend to what the layer holds, then observe and fire."""
         stream = self.run.stream
@@ -135,7 +142,16 @@ class TextTap:
             allowed = allowed | ~stream.valid[:, None, :, None]
         live = None if stream.whole else stream.valid
         return streamed(
-            call.query, view.keys, view.values, call.scaling, stream.cols, view.cols, allowed, live, reducers, call.softcap
+            call.query,
+            view.keys,
+            view.values,
+            call.scaling,
+            stream.cols,
+            view.cols,
+            allowed,
+            live,
+            reducers,
+            call.softcap,
         )
 
     def _observe(self, call: Call, results: Results) -> None:
