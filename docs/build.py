@@ -38,14 +38,14 @@ VERBS = ("list", "show", "demo", "run", "inspect", "bench")
 CONTEXT = (
     "snapkv,adakv,pyramidkv,compresskv,h2o,scissorhands,streaming-llm,tidaldecode,gemfilter,promptdistill:layer=2,kivi"
 )
-ON_TEXT = f"tithe bench --model zoo:llm --task multikey --methods {CONTEXT} --keep 0.5,0.25,0.1 --n 16"
+ON_TEXT = f"tithe bench --model zoo:llm --task multikey --methods {CONTEXT} --keep 0.5,0.25,0.1 --n 16 --repeat 15"
 BENCHMARKS = (
     f"{ON_TEXT} --question inside --json",
     f"{ON_TEXT} --question after --json",
     "tithe bench --model zoo:vlm --task vqa --methods fastervlm,vtc-cls,hiprune,visionzip,fastv"
-    " --keep 0.25,0.1,0.05 --n 64 --json",
+    " --keep 0.25,0.1,0.05 --n 64 --repeat 15 --json",
     "tithe bench --model zoo:vit --task digits --methods tome,ats:points=0.5,ats:points=0.25,ats:points=0.1"
-    " --keep 0.5,0.25,0.1 --n 256 --json",
+    " --keep 0.5,0.25,0.1 --n 256 --repeat 15 --json",
 )
 
 

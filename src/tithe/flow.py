@@ -70,7 +70,6 @@ class Run:
         self.bracket = False
         self.probing: Bound | None = None
         self.tower: Any = None
-        self.image_inputs: dict[str, Any] = {}
         self._seams = attach_seams(self)
 
     # -- the caller's side ------------------------------------------------------------------------------------------

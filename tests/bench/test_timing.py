@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 
 from tithe.bench import timing
 from tithe.bench.ask import untouched
@@ -66,3 +67,15 @@ def test_a_model_that_does_not_write_has_no_decode_time(vit: Loaded) -> None:
 
     prefill, decode = ratios(vit.model, DIGITS.sample(vit, Setting(n=1)), attach, steps=0, repeat=3)
     assert prefill > 0 and decode is None
+
+
+def test_a_small_model_gets_one_thread_for_the_time_being(vit: Loaded) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError), timing.one_thread_if_small(vit.model):
+            assert torch.get_num_threads() == 1
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -36,7 +36,7 @@ def asks_cls() -> Step:
 def test_no_cut_below_deepstack() -> None:
     model = VLMS["qwen3_vl"].model()
     assert find(model).first_cut == 2
-    with pytest.raises(tithe.Refused, match="layer=1 is too early; qwen3_vl can drop tokens before layer 2"):
+    with pytest.raises(tithe.Refused, match=r"layer=1 is too early.*qwen3_vl.* 2\b"):
         tithe.on(model, drawn_columns(layer=1))
     tithe.on(model, drawn_columns(layer=2)).detach()
 

@@ -12,7 +12,7 @@ from tithe.bench.ask import Attach, Where, untouched
 from tithe.bench.figures import Figures
 from tithe.bench.specs import Spec
 from tithe.bench.tasks.base import Outcome, Setting, Task
-from tithe.bench.timing import ratios
+from tithe.bench.timing import one_thread_if_small, ratios
 from tithe.budget import Keep, check_keep
 from tithe.errors import BadInput, Refused, TitheError, unknown
 from tithe.flow import Run, on
@@ -100,7 +100,7 @@ def run(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Run ``methods`` at ``keeps`` on ``tasks`` of ``n`` cases.
+    """Run ``methods`` at ``keeps`` on ``tasks`` of ``n`` cases; a small model runs on one thread.
 
     Args:
         model: what ``tithe.zoo.load_model`` takes, or a model already loaded.
@@ -129,15 +129,16 @@ def run(
     bench = _Bench(loaded, label, setting, (repeat, steps), params)
     units = [(task, spec, keep) for task in todo for spec in everything.values() for keep in spec.budgets(keeps)]
     done, total, before = 0, len(units) + len(todo), ""
-    for task, spec, keep in units:
-        if task.name != before:
-            before = task.name
-            _tell(progress, done, total, f"{task.name} · untouched")
-            bench.untouched(task)
+    with one_thread_if_small(loaded.model):
+        for task, spec, keep in units:
+            if task.name != before:
+                before = task.name
+                _tell(progress, done, total, f"{task.name} · untouched")
+                bench.untouched(task)
+                done += 1
+            _tell(progress, done, total, f"{task.name} · {spec.label}" + (f" · {keep}" if keep is not None else ""))
+            bench.one(task, spec, keep)
             done += 1
-        _tell(progress, done, total, f"{task.name} · {spec.label}" + (f" · {keep}" if keep is not None else ""))
-        bench.one(task, spec, keep)
-        done += 1
     _tell(progress, done, total, "done")
     wanted = {spec.label for spec in chosen}
     if bench.refused and not any(row.method in wanted for row in bench.rows):

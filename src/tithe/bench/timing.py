@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,6 +14,20 @@ import torch
 from tithe.bench.ask import Attach, new_cache, read, untouched
 from tithe.bench.prompt import Inputs
 from tithe.trace import synchronise
+
+SMALL = 2**24
+
+
+@contextmanager
+def one_thread_if_small(model: Any) -> Iterator[None]:
+    """Run models of less than 16M parameters on one thread: two would mostly wait for each other."""
+    before = torch.get_num_threads()
+    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

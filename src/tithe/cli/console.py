@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +22,16 @@ def console(as_json: bool) -> Console:
 
 
 def emit(payload: dict[str, Any]) -> None:
-    """Print JSON as the last thing on stdout."""
-    typer.echo(json.dumps(payload, allow_nan=False))
+    """Print JSON as the last thing on stdout; a number that is none becomes null."""
+    typer.echo(json.dumps(_finite(payload), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def one_line(error: Exception) -> str:

@@ -34,7 +34,7 @@ METHODS: dict[HostKind, tuple[str, ...]] = {
     "vit": ("tome", "ats:points=0.5", "ats:points=0.25"),
 }
 TASK: dict[HostKind, str] = {"llm": "multikey", "vlm": "vqa", "vit": "digits"}
-EACH: dict[HostKind, int] = {"llm": 1, "vlm": 3, "vit": 8}
+EACH: dict[HostKind, int] = {"llm": 1, "vlm": 6, "vit": 8}
 WHERES: dict[HostKind, tuple[Where, ...]] = {"llm": ("inside", "after"), "vlm": ("inside", "after"), "vit": ("inside",)}
 
 
@@ -100,6 +100,7 @@ def look(loaded: Loaded, name: str, n: int, bar: Callable[[str], Bar]) -> Part:
     """Measure the methods on ``n`` cases, and look at the first of them token by token."""
     from tithe import bench
     from tithe.bench import specs, views
+    from tithe.bench.timing import one_thread_if_small
 
     kind, rows, refused = loaded.kind, [], []
     for where in WHERES[kind]:
@@ -123,7 +124,8 @@ def look(loaded: Loaded, name: str, n: int, bar: Callable[[str], Bar]) -> Part:
     watched = bar(f"{name} · page")
     total, steps = len(asked) * len(WHERES[kind]), iter(range(len(asked) * len(WHERES[kind])))
     each = views.Look(asked, before=lambda label: watched(next(steps), total, label), refuse=_noted)
-    cases = [_case(loaded, name, where, each) for where in WHERES[kind]]
+    with one_thread_if_small(loaded.model):
+        cases = [_case(loaded, name, where, each) for where in WHERES[kind]]
     watched(total, total, "done")
     return Part(name, chosen, rows, refused, cases)
 

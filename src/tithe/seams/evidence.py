@@ -20,7 +20,7 @@ class LayerEvidence:
     """One layer in one forward. Probabilities are ``[B, Hkv, G, r, n]`` float32: query heads grouped by key head.
 
     ``shown`` is ``[B, 1, w, columns]``, the model's own mask of the observed queries by original column; None means
-    causal by column, or everything where ``causal`` is False. ``hidden [B, n, d]`` is given at block sites. ``bias [B, 1, 1, n]`` is what the layer adds to logits.
+    causal by column, or everything where ``causal`` is False. ``hidden [B, n, d]`` is given at block sites.
     """
 
     view: View

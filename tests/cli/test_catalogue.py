@@ -1,0 +1,39 @@
+"""list and show."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tithe
+
+KEYS = ["slug", "title", "family", "year", "arxiv", "code", "fidelity", "saving", "hosts", "params"]
+
+
+def test_list_is_the_catalogue(call: Any) -> None:
+    result = call("list", "--json")
+    payload = json.loads(result.stdout)
+    assert result.exit_code == 0 and list(payload) == ["methods"] and not result.stderr
+    assert all(list(row) == KEYS for row in payload["methods"])
+    assert [row["slug"] for row in payload["methods"]] == list(tithe.factories())
+    snapkv = next(row for row in payload["methods"] if row["slug"] == "snapkv")
+    assert snapkv["arxiv"] == "2404.14469" and snapkv["params"]["window"] == 32 and snapkv["hosts"] == ["llm", "vlm"]
+
+
+def test_list_by_family_and_host(call: Any) -> None:
+    rows = json.loads(call("list", "--family", "vision", "--host", "vit", "--json").stdout)["methods"]
+    assert {"tome", "ats"} <= {row["slug"] for row in rows}
+    assert all(row["family"] == "vision" and "vit" in row["hosts"] for row in rows)
+
+
+def test_list_for_people_names_every_method(call: Any) -> None:
+    shown = call("list").stdout
+    assert all(slug in shown for slug in tithe.factories())
+
+
+def test_show_tells_the_card_the_parameters_and_the_deviation(call: Any) -> None:
+    shown = call("show", "snapkv").stdout
+    for part in ("SnapKV", "https://arxiv.org/abs/2404.14469", "window", "32", "Deviation:"):
+        assert part in shown
+    payload = json.loads(call("show", "snapkv", "--json").stdout)
+    assert list(payload) == [*KEYS, "mechanism", "notes"] and "Deviation" in payload["notes"]

@@ -1,0 +1,47 @@
+"""inspect: the page for one input."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tithe.bench.tasks import canvas
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def test_a_page_for_a_text_escapes_what_the_model_read(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "evil.txt").write_text(f"set name {EVIL}\n" * 4)
+    given = ("inspect", "--file", "evil.txt", "-q", f"get {EVIL}", "--methods", "snapkv:window=8,random")
+    result = call(*given, "--keep", "0.5,20", "--max-new-tokens", "2", "--out", "page.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    payload = json.loads(result.stdout)
+    assert payload["report"] == "page.html" and payload["model"] == "zoo:llm"
+    assert [(view["method"], view["keep"]) for view in payload["views"]] == [
+        ("snapkv:window=8", 0.5), ("snapkv:window=8", 20), ("random", 0.5), ("random", 20)
+    ]  # fmt: skip
+    html = (tmp_path / "page.html").read_text()
+    assert "<script>alert" not in html and "<img src=x" not in html and "alert" in html
+    assert not re.search(r"(src|href)=[\"']https?://(?!arxiv\.org|github\.com)", html)
+
+
+def test_a_page_for_a_picture(call: Any, tmp_path: Path) -> None:
+    case = canvas.vqa_case(0, "test")
+    Image.fromarray(case.image).save(tmp_path / "canvas.png")
+    given = ("inspect", "-m", "zoo:vlm", "-i", "canvas.png", "-q", case.question, "--methods", "hiprune,hiprune+kivi")
+    result = call(*given, "--keep", "0.25", "--max-new-tokens", "2")
+    assert result.exit_code == 0 and result.stdout == "wrote tithe-inspect.html\n" and not result.stderr
+    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()[:10]
+    assert picture in (tmp_path / "tithe-inspect.html").read_text()
+
+
+def test_a_page_for_a_classifier(call: Any, tmp_path: Path) -> None:
+    Image.fromarray(canvas.digits_case(0, "test").image).save(tmp_path / "canvas.png")
+    result = call("inspect", "-m", "zoo:vit", "-i", "canvas.png", "--methods", "tome,ats", "--keep", "0.5", "--json")
+    assert result.exit_code == 0
+    assert [view["keep"] for view in json.loads(result.stdout)["views"]] == [0.5, None]

@@ -1,0 +1,71 @@
+"""run: your own input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tithe.bench.tasks import canvas
+from tithe.bench.tasks.recall import recall_case
+from tithe.zoo import load
+
+
+@pytest.fixture(scope="module")
+def document() -> tuple[str, str, str]:
+    case = recall_case(load("llm")[1], length=256, facts=4, asked=1, seed=5, depth=0.3)
+    return case.context, case.questions[0], case.answers[0].strip()
+
+
+def told(result: Any) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_file_with_a_question_inside_and_after(call: Any, tmp_path: Path, document: tuple[str, str, str]) -> None:
+    text, question, answer = document
+    (tmp_path / "document.txt").write_text(text)
+    given = ("run", "--file", "document.txt", "-q", question, "--keep", "0.25", "--max-new-tokens", "2", "--json")
+    inside = told(call(*given, "--method", "snapkv"))
+    assert inside["answer"] == inside["answer_untouched"] == answer
+    assert (inside["model"], inside["kind"], inside["methods"], inside["keep"]) == ("zoo:llm", "llm", ["snapkv"], 0.25)
+    assert inside["question"] == "inside"
+    assert inside["report"]["kept_tokens"] == pytest.approx(inside["prompt_tokens"] * 0.25, abs=1)
+    after = told(call(*given, "--method", "recency", "--after"))
+    assert after["question"] == "after" and after["answer_untouched"] == answer != after["answer"]
+
+
+def test_methods_act_together_in_order(call: Any, document: tuple[str, str, str]) -> None:
+    given = ("run", "--prompt", document[0], "--keep", "64", "--max-new-tokens", "2", "--json")
+    both = told(call(*given, "--method", "snapkv", "--method", "kivi", "--param", "bits=4"))
+    alone = told(call(*given, "--method", "snapkv"))
+    assert both["methods"] == ["snapkv", "kivi"]
+    assert both["report"]["kept_tokens"] == alone["report"]["kept_tokens"] == 64
+    assert both["report"]["kv_live"] < alone["report"]["kv_live"] / 2
+
+
+def test_a_picture_and_a_question(call: Any, tmp_path: Path) -> None:
+    case = canvas.vqa_case(0, "test")
+    Image.fromarray(case.image).save(tmp_path / "canvas.png")
+    given = ("run", "-m", "zoo:vlm", "-i", "canvas.png", "-q", case.question, "--max-new-tokens", "2", "--json")
+    payload = told(call(*given, "--method", "hiprune", "--keep", "0.5"))
+    assert payload["answer"] == payload["answer_untouched"] == case.answer
+    assert (payload["report"]["kept_tokens"], payload["report"]["total_tokens"]) == (72, 144)
+
+
+def test_a_classifier_names_what_it_sees(call: Any, tmp_path: Path) -> None:
+    Image.fromarray(canvas.digits_case(0, "test").image).save(tmp_path / "canvas.png")
+    payload = told(call("run", "-m", "zoo:vit", "-i", "canvas.png", "--method", "tome", "--keep", "0.5", "--json"))
+    assert payload["answer"] == payload["answer_untouched"] and payload["prompt_tokens"] is None
+    assert payload["report"]["flops"] < payload["report"]["flops_full"]
+
+
+def test_for_people(call: Any) -> None:
+    result = call(
+        "run", "--prompt", "def f(x):\n    return", "--method", "random", "--keep", "0.5", "--max-new-tokens", "3"
+    )
+    assert result.exit_code == 0 and result.stdout.startswith("untouched: ") and "tokens kept" in result.stdout
+    assert not result.stderr
