@@ -170,9 +170,9 @@ def check(
     chosen = specs.collect(methods, params) if methods else []
     wrong = []
     for spec in chosen:
-        for keep in spec.budgets(keeps):
+        for budget in spec.budgets(keeps):
             try:
-                spec.methods(keep, params)
+                spec.methods(budget, params)
             except BadInput as error:
                 wrong.append(error)
     if chosen and len(wrong) == sum(len(spec.budgets(keeps)) for spec in chosen):

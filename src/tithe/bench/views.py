@@ -77,7 +77,7 @@ def image_case(
 
     else:
         one = prompt.asks[0]
-        patches = (prompt.inputs["input_ids"][0] == host.image_token).cpu()
+        patches = prompt.inputs["input_ids"][0].cpu().eq(-1 if host.image_token is None else host.image_token)
         grid, question, expected = (
             _token_grid(host.vision, model, prompt.inputs, int(patches.sum())),
             one.text,

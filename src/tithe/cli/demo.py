@@ -102,7 +102,9 @@ def look(loaded: Loaded, name: str, n: int, bar: Callable[[str], Bar]) -> Part:
     from tithe.bench import specs, views
     from tithe.bench.timing import one_thread_if_small
 
-    kind, rows, refused = loaded.kind, [], []
+    kind = loaded.kind
+    rows: list[bench.Row] = []
+    refused: list[bench.Refusal] = []
     for where in WHERES[kind]:
         result = bench.run(
             loaded,

@@ -61,6 +61,7 @@ def inspect(
         bar, done = shown.bar(model), iter(range(len(asked)))
         look = views.Look(asked, params, before=lambda label: bar(next(done), len(asked), label))
         made = given.prompt(loaded)
+        case: page.TextCase | page.ImageCase
         if given.picture is not None:
             case = views.image_case(loaded, model, given.picture, made, given.where, look)
         elif loaded.kind == "llm":
