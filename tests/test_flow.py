@@ -13,12 +13,12 @@ from transformers.cache_utils import DynamicCache
 
 import tithe
 from tithe import BadInput, Refused, ScoreError
-from tithe.actions import Evict
+from tithe.actions import Drop, Evict
 from tithe.budget import Budget
 from tithe.catalogue import card
 from tithe.check.method import outcome
 from tithe.selections.top_k import TopK
-from tithe.types import Method, Site, Step
+from tithe.types import Method, Need, Site, Step
 
 
 def generate(model: Any, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
@@ -208,3 +208,36 @@ def test_sliding_window_layers_hold_no_more_than_they_need() -> None:
         model.generate(ids, max_new_tokens=60, min_new_tokens=60, do_sample=False, pad_token_id=0)
     held = run.layers_of_cache()[0].store.length
     assert held <= 2 * 24
+
+
+def custom(step: Step, hosts: tuple[Any, ...] = ("llm", "vlm")) -> Method:
+    """A method of one step."""
+    return card(slug="custom", title="Custom", year=2026, family="context", hosts=hosts, fidelity="definition",
+                saving="real", mechanism="A step of the caller's own.")(lambda: step)()  # fmt: skip
+
+
+def test_evidence_that_has_not_run_is_refused_when_bound() -> None:
+    step = Step(
+        Site("layer", layer=1), lambda e, t: e.at(2).probs(-1), TopK(Budget(0.5)), Drop(), (Need("queries", 2),)
+    )
+    with pytest.raises(Refused, match="stands before layer 1 and reads layer 2"):
+        tithe.on(host("llm")[0], custom(step))
+
+
+def test_the_vision_tower_is_not_read_at_a_text_site() -> None:
+    step = Step(Site("attention"), lambda e, t: e.at(0), TopK(Budget(0.5)), Evict(), (Need("queries", 0, "image", 1),))
+    with pytest.raises(Refused, match="vision tower at the attention site"):
+        tithe.on(host("vlm")[0], custom(step))
+
+
+def test_a_selection_needs_something_to_select_by() -> None:
+    with pytest.raises(BadInput, match="needs a score"):
+        tithe.on(host("llm")[0], custom(Step(Site("attention"), select=TopK(Budget(0.5)), action=Evict())))
+
+
+def test_all_rows_and_some_tokens_exclude_each_other() -> None:
+    model, inputs = host("llm")
+    methods = [tithe.method("h2o", keep=0.5), tithe.method("tidaldecode", keep=0.5)]
+    with tithe.on(model, methods), pytest.raises(Refused, match="one at a time"):
+        generate(model, inputs)
+    assert generate(model, inputs).shape[1] == 52

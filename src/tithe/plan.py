@@ -113,8 +113,11 @@ def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
         raise Refused(f"{slug} acts on image tokens; {host.name} has no image-token id.")
     tower = host.layers if site.tower == "text" else host.vision.layers if host.vision else ()
     layers = _layers(slug, site, len(tower))
+    if step.select is not None and step.score is None and step.compare is None:
+        raise BadInput(f"{slug}: a step that selects needs a score, or features to compare tokens by.")
     for need in step.needs:
         _check_need(slug, need, host)
+        _check_order(slug, need, site, layers, host)
     if site.point == "layer" and layers and min(layers) < host.first_cut:
         raise Refused(
             f"{slug}: layer={min(layers)} is too early; the earliest layer before which {host.name} can drop tokens "
@@ -138,6 +141,20 @@ def _check_need(slug: str, need: Need, host: Host) -> None:
         raise BadInput(
             f"{slug}: layer={need.layer} is out of range; the {need.tower} tower of {host.name} has {total} layers."
         )
+
+
+def _check_order(slug: str, need: Need, site: Site, layers: frozenset[int], host: Host) -> None:
+    """Refuse evidence that is not there yet, or no more, when the step fires."""
+    if need.tower == "image" and site.point not in ("encoder", "block"):
+        raise Refused(
+            f"{slug} reads the vision tower at the {site.point} site; it is kept only until its tokens are chosen."
+        )
+    if site.point == "layer" and need.layer is not None and layers:
+        read = layer_at(need.layer, len(host.layers))
+        if read >= min(layers):
+            raise Refused(
+                f"{slug} stands before layer {min(layers)} and reads layer {read}, which has not run by then."
+            )
 
 
 def _layers(slug: str, site: Site, total: int) -> frozenset[int]:

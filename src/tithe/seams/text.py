@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tithe.errors import Refused
 from tithe.seams.attention import Tapped
 from tithe.seams.cache import CacheLayer
 from tithe.seams.evidence import LayerEvidence
@@ -94,6 +95,14 @@ class TextTap:
         """Return the output, the weights (eager only), the number of keys read, and the reductions."""
         store, chosen = call.store, call.stream.plan.get(call.index)
         reducers = self.run.plan.reducers(call.index, self.run.phase)
+        own = bool(reducers) or (store is not None and attending(store))
+        if own and call.rest.get("s_aux") is not None:
+            raise Refused("This model's attention has learned sinks (s_aux), which only its own implementation serves.")
+        if reducers and chosen is not None and call.steps == 1:
+            raise Refused(
+                f"Layer {call.index}: one method reads every row of attention, another lets the layer read only some "
+                "tokens; attach them one at a time."
+            )
         if chosen is not None and call.steps == 1:
             view = subset(call.view(), chosen)
         elif reducers:
