@@ -1,4 +1,4 @@
-"""A method of your own: a score, a selection, an action, a card. Nothing is registered, nothing is patched.
+"""A method of your own: a score, a selection, an action, a card. There is nothing to register.
 
 The score here is the attention that a token received from the last queries, times the length of its value vector.
 Run it: ``python examples/own_method.py``.
