@@ -113,16 +113,16 @@ def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
         raise Refused(f"{slug} acts on image tokens; {host.name} has no image-token id.")
     tower = host.layers if site.tower == "text" else host.vision.layers if host.vision else ()
     layers = _layers(slug, site, len(tower))
-    if step.select is not None and step.score is None and step.compare is None:
-        raise BadInput(f"{slug}: a step that selects needs a score, or features to compare tokens by.")
-    for need in step.needs:
-        _check_need(slug, need, host)
-        _check_order(slug, need, site, layers, host)
     if site.point == "layer" and layers and min(layers) < host.first_cut:
         raise Refused(
             f"{slug}: layer={min(layers)} is too early; the earliest layer before which {host.name} can drop tokens "
             f"is {host.first_cut}."
         )
+    if step.select is not None and step.score is None and step.compare is None:
+        raise BadInput(f"{slug}: a step that selects needs a score, or features to compare tokens by.")
+    for need in step.needs:
+        _check_need(slug, need, host)
+        _check_order(slug, need, site, layers, host)
     return Bound(method, place, step, layers)
 
 
