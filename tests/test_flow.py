@@ -17,6 +17,7 @@ from tithe.actions import Drop, Evict
 from tithe.budget import Budget
 from tithe.catalogue import card
 from tithe.check.method import outcome
+from tithe.scores.random import hashed
 from tithe.selections.top_k import TopK
 from tithe.types import Method, Need, Site, Step
 
@@ -210,8 +211,8 @@ def test_sliding_window_layers_hold_no_more_than_they_need() -> None:
     assert held <= 2 * 24
 
 
-def custom(step: Step, hosts: tuple[Any, ...] = ("llm", "vlm")) -> Method:
-    """A method of one step."""
+def custom(step: Step | tuple[Step, ...], hosts: tuple[Any, ...] = ("llm", "vlm")) -> Method:
+    """A method of the steps given."""
     return card(slug="custom", title="Custom", year=2026, family="context", hosts=hosts, fidelity="definition",
                 saving="real", mechanism="A step of the caller's own.")(lambda: step)()  # fmt: skip
 
@@ -241,3 +242,13 @@ def test_all_rows_and_some_tokens_exclude_each_other() -> None:
     with tithe.on(model, methods), pytest.raises(Refused, match="one at a time"):
         generate(model, inputs)
     assert generate(model, inputs).shape[1] == 52
+
+
+def test_two_drops_before_one_layer_act_one_after_the_other() -> None:
+    def drop(keep: float, seed: int) -> Step:
+        return Step(Site("layer", layer=1), lambda e, t: hashed(t, 1, 1, seed), TopK(Budget(keep, recent=1)), Drop())
+
+    model, _ = host("llm")
+    twice = custom((drop(0.75, 0), drop(0.5, 1)))
+    assert tithe.check_host(model, twice, "single") <= 1e-4
+    assert tithe.check_host(model, twice, "padded") <= 1e-4

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from tithe import catalogue, hosts
-from tithe.errors import BadInput, Refused
+from tithe.errors import Refused
 from tithe.plan import Bound, Plan
 from tithe.seams.attach import attach as attach_seams
 from tithe.seams.cache import CacheLayer
@@ -176,16 +176,20 @@ class Run:
             state = DecodeState(layer, self.stream)
             self.fire(bound, self.evidence(index), tokens, state, index)
 
-    def before_layer(self, index: int, state: StreamState, hidden: Tensor) -> None:
-        """Fire the steps that stand before a layer, unless the caller marks prefills and this is none."""
-        if self.phase != "prefill" or self.stream is None:
-            return
-        if not self.bracket and any(layer.link.explicit for layer in self.layers_of_cache()):
-            return
-        for bound in self.plan.at("layer", "prefill", index):
-            stream = self.stream
+    def before_layer(self, index: int) -> Tensor | None:
+        """Fire the steps that stand before a layer, unless the caller marks prefills and this is none.
+
+        Returns the slots ``[B, k]`` that flow on (-1: dead), None where all do.
+        """
+        steps = self.plan.at("layer", "prefill", index) if self.phase == "prefill" else ()
+        stream, cache = self.stream, self.layers_of_cache()
+        if not steps or stream is None or (not self.bracket and cache and cache[0].link.explicit):
+            return None
+        state = StreamState(stream, index, cache)
+        for bound in steps:
             tokens = Tokens(stream.cols[:, None], stream.valid[:, None], stream.given, _kinds(stream))
             self.fire(bound, self.evidence(None), tokens, state, index)
+        return state.taken
 
     def after_forward(self, output: Any) -> None:
         """Fire the steps that read a whole forward, and count the output head."""
@@ -262,4 +266,4 @@ def method(slug: str, **params: Any) -> Method:
     return catalogue.make(slug, params)
 
 
-__all__ = ["BadInput", "Run", "attach", "method", "on"]
+__all__ = ["Run", "attach", "method", "on"]

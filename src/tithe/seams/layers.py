@@ -35,17 +35,16 @@ class LayerSeam:
             stream = self.run.stream
             if stream is None:
                 return None
-            hidden = args[0] if args else kwargs["hidden_states"]
             if self.run.probing:
                 return None
-            state = StreamState(stream, index, self.run.layers_of_cache())
-            self.run.before_layer(index, state, hidden)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            taken = self.run.before_layer(index)
             self.run.counter.linear(index, hidden.shape[0], stream.cols.shape[1], stream.width)
             if stream.index is None:
                 return None
             kwargs = sliced(kwargs, stream.index)
-            if state.taken is not None:
-                hidden = take(hidden, state.taken)
+            if taken is not None:
+                hidden = take(hidden, taken)
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
@@ -64,11 +63,9 @@ class StreamState:
         """Let only the kept tokens flow into this layer and those above."""
         index = selection.index()[:, 0]
         before = self.stream.index
-        self.taken = index
-        self.stream.cut(self.layer, index)
-        if before is not None:
-            whole = before.gather(1, index.clamp(min=0))
-            self.stream.index = torch.where(index >= 0, whole, -1)
+        self.stream.cut(index)
+        self.stream.index = within(before, index)
+        self.taken = within(self.taken, index)
 
     def evict_below(self, selection: Selection) -> None:
         """Let the layers below this one hold, of this forward's tokens, only those kept here."""
@@ -78,6 +75,13 @@ class StreamState:
             cols = layer.store.view().cols
             old = cols < self.stream.past
             layer.evict(selection.hit(cols) | old)
+
+
+def within(before: Tensor | None, index: Tensor) -> Tensor:
+    """Return the slots ``index [B, k]`` of those that ``before`` had taken, as slots of what it took them from."""
+    if before is None:
+        return index
+    return torch.where(index >= 0, before.gather(1, index.clamp(min=0)), -1)
 
 
 def take(block: Tensor, index: Tensor) -> Tensor:

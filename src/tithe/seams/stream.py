@@ -32,7 +32,6 @@ class Stream:
     local: Tensor | None = None
     renumbered: bool = False
     index: Tensor | None = None
-    cut_layer: int | None = None
     plan: dict[int, Selection] = field(default_factory=dict)
     evidence: dict[tuple[Tower, int], LayerEvidence] = field(default_factory=dict)
     given: Tensor = field(init=False)
@@ -71,11 +70,10 @@ class Stream:
         local[:, self.end] = width
         self.local = local
 
-    def cut(self, layer: int, index: Tensor) -> None:
-        """Drop tokens between layers: from ``layer`` on only the slots ``index [B, k]`` flow."""
+    def cut(self, index: Tensor) -> None:
+        """Drop tokens between layers: from here on only the slots ``index [B, k]`` flow."""
         self.shorten(index)
         self.index = index
-        self.cut_layer = layer
 
 
 def by_column(mask: Tensor, cols: Tensor, stream: Stream) -> Tensor:
