@@ -113,10 +113,6 @@ class Trace:
         if self.level == "history":
             self.history.append(event)
 
-    def clear(self) -> None:
-        """Forget events, counts and times."""
-        self.__init__(self.level)  # type: ignore[misc]
-
 
 @dataclass(frozen=True)
 class Report:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from transformers import PreTrainedModel
 
 from tithe.errors import Refused
 from tithe.hosts.base import Host, blocks
-
-Builder = Callable[[PreTrainedModel], Host]
 
 
 def build(model: PreTrainedModel) -> Host:

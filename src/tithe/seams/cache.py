@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Dynam
 
 from tithe.errors import Refused
 from tithe.seams.stores import Dense, Packing, Quantised, Store
-from tithe.seams.stores.base import allocated
+from tithe.seams.stores.base import allocated, per_token
 from tithe.seams.stream import Stream
 
 
@@ -94,8 +94,7 @@ class CacheLayer(CacheLayerMixin):
             raise Refused(f"Layer {self.index} was given {new} tokens where {stream.cols.shape[1]} flow.")
         self.is_initialized = True
         cols, valid = stream.cols[:, None], stream.valid[:, None]
-        per_head = key_states.shape[3] + value_states.shape[3]
-        self.token_bytes = key_states.shape[1] * per_head * key_states.element_size()
+        self.token_bytes = key_states.shape[1] * per_token(key_states, value_states)
         if self.store is None:
             self.store = Dense(key_states, value_states, cols, valid)
         else:

@@ -111,6 +111,11 @@ def gathered(view: View, mask: Tensor) -> View:
     return View(gather(view.keys), gather(view.values), cols, alive)
 
 
+def per_token(keys: Tensor, values: Tensor) -> int:
+    """Bytes of one token's key and value in one head."""
+    return keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size()
+
+
 def allocated(tensors: list[Tensor]) -> int:
     """Bytes of the distinct storages behind ``tensors``."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}

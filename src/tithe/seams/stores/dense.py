@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tithe.seams.stores.base import Store, View, gathered
+from tithe.seams.stores.base import Store, View, gathered, per_token
 from tithe.types import DEAD
 
 
@@ -105,12 +105,9 @@ class Dense:
 
     def live(self) -> int:
         """Bytes of the valid tokens' keys and values."""
-        per_token = (
-            self._keys.shape[3] * self._keys.element_size() + self._values.shape[3] * self._values.element_size()
-        )
         view = self.view()
         heads = self._keys.shape[1] if view.valid.shape[1] == 1 else 1
-        return int(view.valid.sum()) * heads * per_token
+        return int(view.valid.sum()) * heads * per_token(self._keys, self._values)
 
     def tensors(self) -> list[Tensor]:
         """The key and value blocks."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tithe.seams.stores.base import Store, View
+from tithe.seams.stores.base import Store, View, per_token
 from tithe.types import DEAD
 
 PAGE = 32
@@ -120,10 +120,7 @@ class Paged:
             torch.cat([old.cols, cols.expand(shape).int()], 2),
             torch.cat([old.valid, valid.expand(shape)], 2),
         )
-        sides = {}
-        for name in self.sides:
-            state = self._padded(self.sides[name], 0)
-            sides[name] = torch.cat([state, state.new_zeros(shape)], 2)
+        sides = {name: torch.cat([state, state.new_zeros(shape)], 2) for name, state in self._padded_sides().items()}
         self.__dict__.update(Paged.of(joined, joined.valid, sides).__dict__)
 
     def _places(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,20 +134,25 @@ class Paged:
         slots = rank[:, None] * PAGE + torch.arange(PAGE, device=owner.device)
         return owner[:, None].expand_as(slots), slots, self._cols[: self._pages] < DEAD
 
-    def _padded(self, block: Tensor, blank: float) -> Tensor:
-        owner, slot, filled = self._places()
+    def _padded_sides(self) -> dict[str, Tensor]:
+        places = self._places()
+        return {name: self._padded(state, 0, places) for name, state in self.sides.items()}
+
+    def _padded(self, block: Tensor, blank: float, places: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        owner, slot, filled = places
         flat = block.new_full((self.rows * self.heads, max(1, self._longest), *block.shape[2:]), blank)
         flat[owner[filled], slot[filled]] = block[: self._pages][filled]
         return flat.view(self.rows, self.heads, *flat.shape[1:])
 
     def view(self) -> View:
         """Return a copy in the padded layout; rows end with dead slots."""
-        cols = self._padded(self._cols, DEAD)
-        return View(self._padded(self._keys, 0), self._padded(self._values, 0), cols, cols < DEAD)
+        places = self._places()
+        cols = self._padded(self._cols, DEAD, places)
+        return View(self._padded(self._keys, 0, places), self._padded(self._values, 0, places), cols, cols < DEAD)
 
     def side(self, name: str) -> Tensor | None:
         """Return the per-token state ``name`` in the padded layout."""
-        return self._padded(self.sides[name], 0) if name in self.sides else None
+        return self._padded(self.sides[name], 0, self._places()) if name in self.sides else None
 
     def set_side(self, name: str, state: Tensor) -> None:
         """Keep ``state [B, H, n]``, given in the padded layout."""
@@ -194,27 +196,23 @@ class Paged:
         """Return the tokens of ``mask [B, H or 1, n]`` of the padded layout."""
         view = self.view()
         mask = mask.expand_as(view.valid) & view.valid
-        return Paged.of(view, mask, {name: self._padded(state, 0) for name, state in self.sides.items()})
+        return Paged.of(view, mask, self._padded_sides())
 
     def batch(self, select: Callable[[Tensor], Tensor]) -> Store:
         """Apply ``select`` to the batch axis."""
         view = View(*(select(t) for t in self.view()))
-        return Paged.of(view, view.valid, {name: select(self._padded(state, 0)) for name, state in self.sides.items()})
+        return Paged.of(view, view.valid, {name: select(state) for name, state in self._padded_sides().items()})
 
     def crop(self, last: int) -> None:
         """Forget the last ``last`` tokens of every segment."""
         view = self.view()
         rank = view.valid.cumsum(-1)
         mask = view.valid & (rank <= rank[..., -1:] - last)
-        sides = {name: self._padded(state, 0) for name, state in self.sides.items()}
-        self.__dict__.update(Paged.of(view, mask, sides).__dict__)
+        self.__dict__.update(Paged.of(view, mask, self._padded_sides()).__dict__)
 
     def live(self) -> int:
         """Bytes of the tokens held."""
-        per_token = (
-            self._keys.shape[2] * self._keys.element_size() + self._values.shape[2] * self._values.element_size()
-        )
-        return int(self._count.sum()) * per_token
+        return int(self._count.sum()) * per_token(self._keys, self._values)
 
     def tensors(self) -> list[Tensor]:
         """The page blocks."""
