@@ -185,6 +185,7 @@ def llava_onevision() -> PreTrainedModel:
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_2",
+        video_token_index=VIDEO,
     )
     return made(LlavaOnevisionForConditionalGeneration, config)
 
@@ -306,6 +307,44 @@ def prompt(name: str, model: PreTrainedModel, rows: list[int], seed: int = 0, te
     inputs = {"input_ids": ids, "attention_mask": mask, **pictures.inputs}
     if family.types is not None:
         inputs[family.types] = (ids == IMAGE).long()
+    return inputs
+
+
+CLIPS = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FRAMES = 3
+
+
+def clip_prompt(name: str, model: Any, rows: int = 2, seed: int = 0, picture: bool = False) -> dict[str, Tensor]:
+    """Return what ``model`` takes for a left-padded batch with a clip of three (twice two) frames in every row.
+
+    ``picture``: a picture stands before the clip of the last row. Qwen3-VL has words between the frames.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    inputs: dict[str, Tensor] = {}
+    if name == "llava_onevision":
+        inputs["pixel_values_videos"] = torch.randn(rows, FRAMES, 3, 16, 16, generator=draw)
+        each, frames = FRAMES * 4 + 1, 1
+    else:
+        grid = torch.tensor([[FRAMES, 4, 6]] * rows)
+        inputs["pixel_values_videos"] = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * 16, generator=draw)
+        inputs["video_grid_thw"] = grid
+        each, frames = (6, FRAMES) if name == "qwen3_vl" else (FRAMES * 6, 1)
+    pictures = VLMS[name].pictures(model, [1], draw) if picture else Pictures({}, [])
+    lines = []
+    for row in range(rows):
+        line = torch.randint(10, VOCAB, (3 + row,), generator=draw)
+        if picture and row == rows - 1:
+            line = torch.cat([line, torch.full((pictures.tokens[0],), IMAGE), torch.tensor([11])])
+        for _ in range(frames):
+            words = torch.randint(10, VOCAB, (4,), generator=draw)
+            line = torch.cat([line, torch.full((each,), VIDEO), words])
+        lines.append(line)
+    width = max(map(len, lines))
+    ids = torch.stack([torch.cat([torch.zeros(width - len(line), dtype=torch.long), line]) for line in lines])
+    mask = torch.stack([torch.arange(width) >= width - len(line) for line in lines]).long()
+    inputs = {"input_ids": ids, "attention_mask": mask, **inputs, **pictures.inputs}
+    if name != "llava_onevision":
+        inputs["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
     return inputs
 
 

@@ -17,6 +17,7 @@ from tithe import catalogue, hosts
 from tithe.errors import Refused
 from tithe.plan import Bound, Plan
 from tithe.seams import prompt
+from tithe.seams.attach import Lasting
 from tithe.seams.attach import attach as attach_seams
 from tithe.seams.cache import CacheLayer, owned
 from tithe.seams.evidence import Evidence, LayerEvidence
@@ -28,7 +29,20 @@ from tithe.seams.rotary import Rotary, rotary_of
 from tithe.seams.stores.blocks import MadeStore
 from tithe.seams.stream import Stream
 from tithe.trace import Counter, Level, Report, Trace
-from tithe.types import Compares, Method, Moment, Phase, Ranks, Selection, Share, Tokens, checked, comparable, layer_at
+from tithe.types import (
+    Compares,
+    Method,
+    Moment,
+    Phase,
+    Ranks,
+    Selection,
+    Share,
+    Tokens,
+    checked,
+    comparable,
+    layer_at,
+    shares,
+)
 
 MethodLike = str | Method
 
@@ -95,6 +109,12 @@ class Run:
             seam.restore()
         self._seams = []
 
+    def reset(self) -> None:
+        """Begin a new episode: forget what a control loop has shown so far."""
+        for seam in self._seams:
+            if isinstance(seam, Lasting):
+                seam.reset()
+
     @contextmanager
     def prefill(self) -> Iterator[Run]:
         """Take every forward inside as one prefill and compress at its end: compress first, ask afterwards."""
@@ -129,7 +149,11 @@ class Run:
         score = None
         if step.score is not None:
             score = checked(step.score(evidence, tokens), tokens, name, where, partial=bool(step.outputs))
+            if step.carry is not None:
+                state.carry(step.carry, score)  # type: ignore[attr-defined]
         selection = None
+        if step.allot is not None:
+            tokens = replace(tokens, allot=shares(step.allot(evidence, tokens), tokens, name, where))
         if step.select is not None and step.compare is not None:
             features = comparable(step.compare(evidence, tokens), tokens, name, where)
             selection = cast("Compares", step.select)(score, tokens, features)
@@ -150,7 +174,7 @@ class Run:
         assert self.stream is not None
         here = None if layer is None else ("text", layer)
         counts = {"text": len(self.host.layers), "image": len(self.host.vision.layers) if self.host.vision else 0}
-        return Evidence(self.stream.evidence, here, counts)  # type: ignore[arg-type]
+        return Evidence(self.stream.evidence, here, counts, carried=self.stream.carried)  # type: ignore[arg-type]
 
     def end_of_prefill(self, cache: Cache, moment: Moment = "end") -> None:
         """Fire the prefill steps of every layer on what the cache holds: all of them, or those due at ``moment``."""
@@ -202,7 +226,7 @@ class Run:
             asked = [
                 layer_at(need.layer, len(self.host.layers))
                 for need in self.probing.step.needs
-                if need.layer is not None
+                if need.layer is not None and need.tower == "text"
             ]
             if asked and index == max(asked):
                 raise ProbeDone
@@ -228,20 +252,19 @@ class Run:
             self.fire(bound, self.evidence(index), tokens, state, index)
         return state
 
-    def before_layer(self, index: int) -> Tensor | None:
-        """Fire the steps that stand before a layer, unless the caller marks prefills and this is none.
-
-        Returns the slots ``[B, k]`` that flow on (-1: dead), None where all do.
-        """
+    def before_layer(self, index: int, state: StreamState) -> None:
+        """Fire the steps that stand before a layer, unless the caller marks prefills and this is none."""
         steps = self.plan.at("layer", "prefill", index) if self.phase == "prefill" and not self.refilling else ()
         stream, cache = self.stream, self.layers_of_cache()
         if not steps or stream is None or (not self.bracket and cache and cache[0].link.explicit):
-            return None
-        state = StreamState(stream, index, cache)
+            return
         for bound in steps:
-            tokens = Tokens(stream.cols[:, None], stream.valid[:, None], stream.given, _kinds(stream))
-            self.fire(bound, self.evidence(None), tokens, state, index)
-        return state.taken
+            tokens = Tokens(
+                stream.cols[:, None], stream.valid[:, None], stream.given, _kinds(stream), entered=stream.entered
+            )
+            evidence = self.evidence(index if state.look(bound.step) else None)
+            evidence.features = state.hidden
+            self.fire(bound, evidence, tokens, state, index)
 
     def after_forward(self, output: Any) -> None:
         """Fire the steps that read a whole forward, and count the output head."""

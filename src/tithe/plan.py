@@ -33,6 +33,7 @@ class Plan:
         self.evidence = lru_cache(maxsize=None)(self._evidence)
         self.remembers = lru_cache(maxsize=None)(self._remembers)
         self.how = lru_cache(maxsize=None)(self._how)
+        self.asks = lru_cache(maxsize=None)(self._asks)
         self.shortens = any(b.step.site.point in ("input", "layer") for b in bound)
         self.chunks = any(b.step.chunks for b in bound)
         self.every = frozenset(b.step.every for b in bound if b.step.every)
@@ -87,7 +88,8 @@ class Plan:
             for need in bound.step.needs:
                 if need.tower != tower or need.kind == "segments":
                     continue
-                own = bound.layers if bound.step.site.tower == tower else frozenset(range(self._total(tower)))
+                mine = frozenset(n - need.before for n in bound.layers)
+                own = mine if bound.step.site.tower == tower else frozenset(range(self._total(tower)))
                 wanted = own if need.layer is None else {layer_at(need.layer, self._total(tower))}
                 if layer in wanted:
                     found.append((bound, need))
@@ -104,6 +106,10 @@ class Plan:
     def _how(self, kind: str, layer: int) -> Any:
         """What the seam that gathers ``kind`` must know, None where no step asks for it."""
         return next((need.how for _, need in self._needs(layer) if need.kind == kind), None)
+
+    def _asks(self, kind: str, layer: int) -> bool:
+        """Whether a step asks for evidence of this kind of a text layer."""
+        return any(need.kind == kind for _, need in self._needs(layer))
 
     def _window(self, layer: int) -> int:
         """The most queries that any step wants of a text layer, 0 for none."""

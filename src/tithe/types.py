@@ -25,14 +25,16 @@ Point = Literal[
 Phase = Literal["prefill", "decode"]
 Moment = Literal["end", "chunk", "step"]
 Tower = Literal["text", "image"]
+Per = Literal["crop", "image", "row"]
 Saving = Literal["real", "simulated", "none"]
 Fidelity = Literal["oracle", "official", "reproduced", "paper-only", "definition"]
-HostKind = Literal["llm", "vlm", "vit", "ssm"]
+HostKind = Literal["llm", "vlm", "vit", "ssm", "vla", "vggt"]
 
 Depth = int | float  # a layer: from 0, from the end when negative, or a share of the depth when a fraction
 
 TEXT, IMAGE, PAD = 0, 1, 2
 DEAD = 2**30  # the column written in slots that hold no token
+ALL_ROWS = 10**9  # the window of a need that observes every query of the forward
 
 
 def layer_at(depth: Depth, layers: int) -> int:
@@ -51,6 +53,26 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One view within what an encoder step fires on: a crop or thumbnail of a picture, a frame of a clip, a picture.
+
+    ``grid`` (rows, columns) is the raster of its tokens before any padding was cut off, ``places [m]`` where its tokens
+    are among those presented, in raster order. ``row``: the crop's number in the tower's batch among those of this
+    evidence, None for a tower over a packed sequence. ``whole``: it shows in small what closer crops show in large.
+    ``image`` counts the pictures and clips, ``time`` the frames of a clip (None for a picture). ``cell``: the row and
+    column of a closer crop in its picture's mosaic, where the host knows it.
+    """
+
+    grid: tuple[int, int]
+    places: Int[Tensor, " m"]
+    row: int | None
+    whole: bool
+    image: int
+    time: int | None = None
+    cell: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What a selection chooses from: identities only, no activations.
 
@@ -58,6 +80,12 @@ class Tokens:
     the model has been given so far, dropped ones included: the base of every ratio. ``pads`` counts the dead columns
     before each row, None for none. ``cost``: the bytes that one token of every row takes in all layers of a cache,
     where it is one that is chosen from.
+
+    ``entered``: at a layer of the language model, the live tokens that entered its first one in this forward.
+
+    At an encoder site, ``origin`` says of each token the part it is of and its row and column there (NaN for one of
+    none, such as the newlines of a mosaic), and ``allot`` the share of the budget of each part, sum 1, where the step
+    gives one.
     """
 
     cols: Int[Tensor, "B #H n"]
@@ -68,6 +96,16 @@ class Tokens:
     cost: int | None = None
     pads: Int[Tensor, " B"] | None = None
     share: Share | None = None
+    entered: Int[Tensor, " B"] | None = None
+    origin: Float32[Tensor, "n 3"] | None = None
+    allot: Float32[Tensor, " parts"] | None = None
+
+    @property
+    def parts(self) -> Int[Tensor, " n"]:
+        """The part that each token is of, -1 for none; all of one where the host knows of no parts."""
+        if self.origin is None:
+            return torch.zeros(self.cols.shape[-1], dtype=torch.long, device=self.cols.device)
+        return self.origin[:, 0].nan_to_num(-1).long()
 
     def among(self, kind: int | None) -> Tensor:
         """Return ``[B, H, n]``: the live tokens of ``kind`` (all live ones for None)."""
@@ -84,6 +122,8 @@ class Site:
     ``query`` is in a layer's attention, the new keys stored and none read yet; ``attention`` is after it. ``rows``:
     the queries of one firing of a prefill's query site; a longer forward is read in such blocks one after the other,
     counted from its end, so that padding moves none of them.
+    ``per``: what one firing of an encoder site is given: a crop as the host lists them, all crops of a picture, or all
+    pictures and clips of a row of the batch.
     ``forward`` is before a one-token forward, ``cache`` where a layer of the cache gets its first tokens, ``scan`` in
     the mixer of a state-space layer.
     """
@@ -95,6 +135,7 @@ class Site:
     after: bool = False
     rows: int | None = None
     since: Depth = 0
+    per: Per = "crop"
 
 
 @runtime_checkable
@@ -151,16 +192,19 @@ class Need:
 
     kind ``queries``: the last ``window`` post-RoPE queries beside the keys and values held. kind ``rows``: a
     ``reducer`` over all query rows. ``moments``: mean and covariance of the prompt's queries; ``reconstruction``: the
-    prompt is asked for again over the cache; ``segments``: what the model predicts after each piece of the prompt, its
+    prompt is asked for again over the cache; ``hidden`` and ``transitions``: what entered a text layer, and what its
+    modules made of it; ``segments``: what the model predicts after each piece of the prompt, its
     ``how`` being ``Segments``. ``how`` says what their seams must know.
+    ``before``: of that many layers before the site's own, where ``layer`` is None.
     """
 
-    kind: Literal["queries", "rows", "segments", "moments", "reconstruction"]
+    kind: Literal["queries", "rows", "segments", "moments", "reconstruction", "hidden", "transitions"]
     layer: Depth | None = None
     tower: Tower = "text"
     window: int | None = None
     reducer: Reducer | None = None
     how: Any = None
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,13 +212,15 @@ class Selection:
     """What was decided over the tokens presented: every token is kept, merged into another, or dropped.
 
     ``dest`` holds, for each token, the index (among those presented) of the token it is merged into, -1 for none;
-    ``weight`` what share it brings.
+    ``weight`` what share it brings. ``mix`` says instead, row by row, what each kept token is made of; rows of others
+    are not read. It may be sparse (COO) where n is long.
     """
 
     keep: Bool[Tensor, "B #H n"]
     cols: Int[Tensor, "B #H n"]
     dest: Int[Tensor, "B #H n"] | None = None
     weight: Float32[Tensor, "B #H n"] | None = None
+    mix: Float32[Tensor, "B n n"] | None = None
 
     def counts(self) -> Int[Tensor, "B H"]:
         """Return how many tokens are kept, per row and head."""
@@ -251,8 +297,9 @@ class Step:
 
     A step at the end of a prefill may also fire after each of its chunks (``chunks``) and after every so many decoded
     tokens (``every``). ``across`` gives, from the evidence of all layers, the share of the budget of each, ``[B, L]``
-    with mean 1 (see ``Share``). ``suits`` raises where what the step was made from (a profile, say) is
-    another model's.
+    with mean 1 (see ``Share``); ``allot``, at an encoder site, the share of each part, ``[parts]``. ``suits`` raises
+    where what the step was made from (a profile, say) is another model's. ``carry``: the name under which the score of
+    an encoder step is kept for the layers of the language model.
     """
 
     site: Site
@@ -267,7 +314,9 @@ class Step:
     chunks: bool = False
     every: int = 0
     across: Callable[[Sequence[LayerEvidence]], Tensor] | None = None
+    allot: Callable[[Evidence, Tokens], Tensor] | None = None
     suits: Callable[[Host], None] | None = None
+    carry: str | None = None
 
     def at(self, layer: int, layers: int) -> Step:
         """Return the step as it is at ``layer`` of ``layers`` (budgets may vary by layer)."""
@@ -320,6 +369,16 @@ def checked(score: Tensor, tokens: Tokens, method: str, where: str, partial: boo
     if bool((undefined | ~valid).all() if partial else undefined.any()):
         raise ScoreError(f"{method}: NaN score at {where}; the model's activations are not finite there.")
     return score
+
+
+def shares(weights: Tensor, tokens: Tokens, method: str, where: str) -> Tensor:
+    """Return ``weights [parts]`` divided by their sum; refused if they are not one finite number >= 0 for each part."""
+    parts = 1 + int(tokens.parts.max())
+    if weights.shape != (parts,) or not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise ScoreError(f"{method}: shares at {where} are {weights.tolist()}, not a number >= 0 for each of {parts}.")
+    weights = weights.float()
+    total = weights.sum()
+    return weights / total if float(total) > 0 else torch.full_like(weights, 1 / parts)
 
 
 def comparable(features: Tensor, tokens: Tokens, method: str, where: str) -> Tensor:

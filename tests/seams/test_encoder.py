@@ -17,7 +17,7 @@ from tithe.actions.merge import Merge
 from tithe.budget import Budget
 from tithe.catalogue import card
 from tithe.hosts.base import Crops
-from tithe.seams.encoder import repeated
+from tithe.seams.gallery import repeated
 from tithe.seams.merging import joined
 from tithe.selections.top_k import TopK
 from tithe.types import Selection, Site, Step, Tokens

@@ -129,7 +129,7 @@ def test_what_was_seen_is_freed_after_the_forward() -> None:
     found: list[dict[int, TowerLayer]] = []
     with torch.no_grad(), tithe.on(model, looking(found, (1,))) as run:
         model(**prompt("llava", model, [1]))
-        assert found and not run.tower.seen and run.tower.encoding is None
+        assert found and not run.tower.seen and not run.tower.encodings
 
 
 def test_features_given_from_outside_serve_what_reads_no_tower() -> None:

@@ -23,6 +23,24 @@ class Tail:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the tokens of an entry come from: ``origin [tokens, 3]`` is part, row and column (NaN for none of these).
+
+    ``grids`` are the rasters of the parts before padding was cut off, ``cells`` their rows and columns in a mosaic;
+    ``whole``: the part that shows in small what the others show in large; ``clip``: parts are the frames of a video.
+    ``tile``: it goes on with the picture of the entry before it where no text stands between them, and the last of
+    several shows the picture whole.
+    """
+
+    origin: Tensor
+    grids: tuple[tuple[int, int], ...]
+    whole: int | None = None
+    clip: bool = False
+    cells: tuple[tuple[int, int] | None, ...] | None = None
+    tile: bool = False
+
+
+@dataclass(frozen=True)
 class Crops:
     """Where one image lies in the vision tower, and how its patches become its ``tokens`` image tokens.
 
@@ -31,7 +49,8 @@ class Crops:
     ``to_tokens`` turns a score per patch ``[crops, patches]`` (CLS included where the tower has one) into one per image
     token ``[tokens]``, through the same grouping as the connector's: a mean where patches are joined. Where the
     connector maps each patch to its token alone, ``entering`` takes what it was given ``[tokens, d]`` from the
-    encoder's output, and ``connect`` maps such rows again.
+    encoder's output, and ``connect`` maps such rows again. ``order``: the patch, as given, in each slot of the tower,
+    where it reorders them.
     """
 
     tokens: int
@@ -41,6 +60,8 @@ class Crops:
     to_tokens: Callable[[Tensor], Tensor] | None = None
     entering: Callable[[Any], Tensor] | None = None
     connect: Callable[[Tensor], Tensor] | None = None
+    layout: Layout | None = None
+    order: Tensor | None = None
 
 
 Cropper = Callable[[Any, list[int], dict[str, Any]], list[Crops]]
@@ -52,7 +73,8 @@ class Vision:
 
     ``tail`` names the parts of a block, for work inside it; ``pools``: what reads the tower averages over its tokens,
     so that merged ones must be handed back to every patch they stand for. ``crops(model, sizes, inputs)`` gives the
-    images in order, for ``sizes`` tokens in each entry of the encoder's output and the ``inputs`` that it was given.
+    images in order, for ``sizes`` tokens in each entry of the encoder's output and the ``inputs`` that it was given;
+    ``clips`` does so for videos.
     """
 
     tower: PreTrainedModel
@@ -61,6 +83,7 @@ class Vision:
     tail: Tail | None = None
     pools: bool = False
     crops: Cropper | None = None
+    clips: Cropper | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +101,7 @@ class Host:
     layers: tuple[nn.Module, ...]
     vision: Vision | None = None
     image_token: int | None = None
+    video_token: int | None = None
     first_cut: int = 1
     positions: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
 

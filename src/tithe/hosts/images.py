@@ -41,6 +41,7 @@ class Family:
     """What differs between families."""
 
     crops: Cropper
+    clips: Cropper | None = None
     positions: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
     first_cut: Callable[[Any], int] | None = None
 
@@ -51,10 +52,10 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family(crops.tiled),
     "llava": Family(crops.single),
     "llava_next": Family(crops.anyres),
-    "llava_onevision": Family(crops.anyres),
-    "qwen2_5_vl": Family(crops.windowed, mrope),
-    "qwen2_vl": Family(crops.merged, mrope),
-    "qwen3_vl": Family(crops.merged, mrope, after_deepstack),
+    "llava_onevision": Family(crops.anyres, crops.sampled),
+    "qwen2_5_vl": Family(crops.windowed, crops.windowed_clip, mrope),
+    "qwen2_vl": Family(crops.merged, crops.merged_clip, mrope),
+    "qwen3_vl": Family(crops.merged, crops.merged_clip, mrope, after_deepstack),
     "smolvlm": Family(crops.shuffled),
 }
 
@@ -68,5 +69,8 @@ def build(model: PreTrainedModel) -> Host:
         raise Refused(f"model type {kind!r}: no vision tower and text decoder were found on it.")
     cls = tower.config.model_type in crops.CLS_TOWERS
     first = max(1, family.first_cut(model)) if family.first_cut else 1
-    vision = Vision(tower, blocks(tower), cls, crops=family.crops)
-    return Host("vlm", kind, model, text, blocks(text), vision, model.config.image_token_id, first, family.positions)
+    vision = Vision(tower, blocks(tower), cls, crops=family.crops, clips=family.clips)
+    video = model.config.video_token_id if family.clips is not None else None
+    return Host(
+        "vlm", kind, model, text, blocks(text), vision, model.config.image_token_id, video, first, family.positions
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +14,12 @@ from tithe import kernels
 from tithe.errors import Refused
 from tithe.seams.paging import PageFn, summarised
 from tithe.seams.stores.base import Store, View
-from tithe.types import Depth, Tower, layer_at
+from tithe.types import Depth, Part, Tower, layer_at
 
 if TYPE_CHECKING:
+    from tithe.seams.asking import Prompted
     from tithe.seams.segments import SegmentEvidence
+    from tithe.seams.transitions import Passage
 
 BLOCK = 256
 
@@ -28,7 +31,8 @@ class LayerEvidence:
     ``shown`` is ``[B, 1, w, columns]``, the model's own mask of the observed queries by original column; None means
     causal by column, or everything where ``causal`` is False. ``hidden [B, n, d]`` is given at block sites.
     ``memory`` lasts with the cache layer and follows its rows; a method keeps there, under its own name, what its next
-    choice builds on. ``turn(x [B, H, n, d], by [B, H or 1, n])`` moves keys or queries to other positions.
+    choice builds on. ``turn(x [B, H, n, d], by [B, H or 1, n])`` moves keys or queries to other positions. ``passage``
+    says what a text layer made of the tokens of this forward, where a step asks for it.
     """
 
     view: View
@@ -46,6 +50,7 @@ class LayerEvidence:
     store: Store | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
+    passage: Passage | None = None
     _memo: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @property
@@ -126,7 +131,11 @@ class LayerEvidence:
 
 
 class Evidence:
-    """All evidence a step may read: ``here`` is the layer of its site, ``at(layer, tower)`` another it asked for."""
+    """All evidence a step may read: ``here`` is the layer of its site, ``at(layer, tower)`` another it asked for.
+
+    At an encoder site, ``features [1, n, d]`` are the image tokens behind the connector, ``entering`` those before it,
+    ``parts`` the crops, frames or pictures they are of, and ``prompt`` the text around them.
+    """
 
     def __init__(
         self,
@@ -135,12 +144,22 @@ class Evidence:
         counts: dict[Tower, int] | None = None,
         to_tokens: Callable[[Tensor], Tensor] | None = None,
         features: Tensor | None = None,
+        entering: Callable[[], Tensor | None] | None = None,
+        parts: Callable[[], tuple[Part, ...]] | None = None,
+        prompt: Prompted | None = None,
+        pixels: Callable[[], Tensor | None] | None = None,
+        carried: dict[str, Tensor] | None = None,
     ) -> None:
         self._layers = layers
         self._here = here
         self._counts = counts or {}
         self._to_tokens = to_tokens
+        self._entering = entering
+        self._parts = parts
+        self._pixels = pixels
+        self._carried = carried or {}
         self.features = features
+        self.prompt = prompt
         self.segments: SegmentEvidence | None = None
 
     @property
@@ -161,6 +180,28 @@ class Evidence:
         if (tower, index) not in self._layers:
             raise Refused(f"Evidence of {tower} layer {layer} was not asked for, or the tower has not run.")
         return self._layers[tower, index]
+
+    @cached_property
+    def entering(self) -> Tensor | None:
+        """``[1, n, d]``: image tokens as they enter the connector, None where it joins patches itself."""
+        return self._entering() if self._entering is not None else None
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The crops, frames or pictures that the image tokens at hand are of."""
+        return self._parts() if self._parts is not None else ()
+
+    @cached_property
+    def pixels(self) -> Tensor | None:
+        """``[crops, slots, p]``: what the tower was given, in the order of its slots, None where that is not known."""
+        return self._pixels() if self._pixels is not None else None
+
+    def carried(self, name: str, cols: Tensor) -> Tensor:
+        """Return the score that the step which carries ``name`` gave to ``cols [B, 1, n]``, 0 for other tokens."""
+        if name not in self._carried:
+            raise Refused(f"No step carries {name!r}: no picture has come yet, or its tokens were not scored.")
+        held = self._carried[name]
+        return held.gather(1, cols[:, 0].long().clamp(max=held.shape[1] - 1))[:, None]
 
     def to_tokens(self, patches: Tensor) -> Tensor:
         """Turn a score per patch ``[crops, patches]`` into one per image token, ``[1, 1, n]``."""

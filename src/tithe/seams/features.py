@@ -7,6 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tithe.hosts.base import Host
+
+MODALITIES = ("image", "video")
+
+
+def placeholders(host: Host, ids: Tensor, modality: str | None = None) -> Tensor:
+    """Return which ``ids`` stand for features of ``modality`` (``image``, ``video``, None for either)."""
+    tokens = {"image": host.image_token, "video": host.video_token}
+    wanted = [token for name, token in tokens.items() if token is not None and modality in (None, name)]
+    return torch.isin(ids, torch.tensor(wanted, dtype=ids.dtype, device=ids.device))
+
 
 def sizes(output: Any) -> list[int]:
     """Return the number of features in each entry of ``output`` (a tensor, or a list of ragged ones)."""

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from tithe.errors import BadInput, Refused
 from tithe.seams import inputs, prompt
 from tithe.seams.cache import Link, adopt, owned
+from tithe.seams.features import placeholders
 from tithe.seams.observe import forget
 from tithe.seams.refill import Refills, note
 from tithe.seams.stream import Stream
@@ -19,6 +20,7 @@ from tithe.types import IMAGE, PAD, TEXT
 
 if TYPE_CHECKING:
     from tithe.flow import Run
+    from tithe.hosts import Host
 
 
 class ForwardSeam:
@@ -82,7 +84,7 @@ class ForwardSeam:
                 owned(cache)[0].memory.pop("decoded", None)
         run.phase = "decode" if decode else "prefill"
         cols = torch.arange(past, past + width, dtype=torch.int32, device=flowing.device).expand(rows, width)
-        stream = Stream(cols, valid, past, past + width, kind=_kind(ids, valid, run.host.image_token))
+        stream = Stream(cols, valid, past, past + width, kind=_kind(ids, valid, run.host))
         run.stream, run.cache = stream, cache
         if cache is not None and link is not None:
             link.stream = stream
@@ -180,10 +182,10 @@ def _live(mask: Tensor | None, rows: int, past: int, width: int, device: torch.d
     return mask[:, past : past + width].bool()
 
 
-def _kind(ids: Tensor | None, valid: Tensor, image_token: int | None) -> Tensor:
+def _kind(ids: Tensor | None, valid: Tensor, host: Host) -> Tensor:
     kind = torch.where(valid, TEXT, PAD)
-    if ids is not None and image_token is not None:
-        kind = torch.where(ids == image_token, IMAGE, kind)
+    if ids is not None and host.image_token is not None:
+        kind = torch.where(placeholders(host, ids), IMAGE, kind)
     return kind
 
 

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from tithe.seams.attention import Tapped
 from tithe.seams.blocks import BlockSeam
 from tithe.seams.evidence import LayerEvidence
-from tithe.seams.features import sizes
+from tithe.seams.features import MODALITIES, sizes
 from tithe.seams.stores import View
 from tithe.trace import Counter, Stopwatch
 
 if TYPE_CHECKING:
     from tithe.flow import Run
     from tithe.seams.attach import Seam
+
+
+GIVEN = ("pixel_values", "hidden_states")
 
 
 @dataclass
@@ -60,35 +63,64 @@ class TowerLayer:
         return TowerLayer(inside)
 
 
+def together(layers: list[TowerLayer], packed: bool) -> TowerLayer:
+    """Return one layer of several entries as one: pieces of a ``packed`` sequence, or crops of a batch in turn."""
+    if len(layers) == 1:
+        return layers[0]
+    parts = [part for layer in layers for part in layer.parts]
+    if packed:
+        return TowerLayer(parts)
+    view = View(*(torch.cat(blocks) for blocks in zip(*(part.view for part in parts), strict=True)))
+    queries = torch.cat([part.observed for part in parts])
+    bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts if part.bias is not None])
+    return TowerLayer([LayerEvidence(view, parts[0].scaling, queries=queries, causal=False, bias=bias)])
+
+
 @dataclass
 class Encoding:
-    """What the encoder was given and what it returned: ``sizes`` counts the tokens of each entry, before any beams."""
+    """What an encoder was given, returned and showed: ``sizes`` counts the tokens of each entry, before any beams."""
 
     output: Any
     sizes: list[int]
     inputs: dict[str, Any]
+    seen: dict[int, TowerLayer]
+    pixels: Tensor | None = None
 
 
 class EncoderSeam:
-    """Notes the arguments of ``get_image_features``, which ``generate`` consumes before any hook could see them."""
+    """Notes the arguments of the encoders, which ``generate`` consumes before any hook could see them."""
 
     def __init__(self, run: Run, tap: ImageTap) -> None:
         self._owner = run.host.model.base_model
-        method = self._owner.get_image_features
+        self._wrapped = [name for name in MODALITIES if hasattr(self._owner, f"get_{name}_features")]
+        self._inside = False
+        for name in self._wrapped:
+            setattr(self._owner, f"get_{name}_features", self._noted(name, tap))
+
+    def _noted(self, name: str, tap: ImageTap) -> Callable[..., Any]:
+        method = getattr(self._owner, f"get_{name}_features")
         signature = inspect.signature(method)
 
         @functools.wraps(method)
         def noted(*args: Any, **kwargs: Any) -> Any:
-            output = method(*args, **kwargs)
+            if self._inside:
+                return method(*args, **kwargs)
+            self._inside = True
+            try:
+                output = method(*args, **kwargs)
+            finally:
+                self._inside = False
             if getattr(output, "pooler_output", None) is not None:
-                tap.encoding = Encoding(output, sizes(output), dict(signature.bind(*args, **kwargs).arguments))
+                given = dict(signature.bind(*args, **kwargs).arguments)
+                tap.encodings[name] = Encoding(output, sizes(output), given, tap.seen, tap.pixels)
             return output
 
-        self._owner.get_image_features = noted
+        return noted
 
     def restore(self) -> None:
-        """Give the model its own method back."""
-        del self._owner.get_image_features
+        """Give the model its own methods back."""
+        for name in self._wrapped:
+            delattr(self._owner, f"get_{name}_features")
 
 
 class ImageTap:
@@ -99,14 +131,17 @@ class ImageTap:
         self.wanted = run.plan.image_layers()
         self.counter = Counter(run.trace, list(layers), config)
         self.seen: dict[int, TowerLayer] = {}
-        self.encoding: Encoding | None = None
+        self.encodings: dict[str, Encoding] = {}
+        self.pixels: Tensor | None = None
         self.blocks: BlockSeam | None = None
         self.tapped: Tapped | None = None
         self.watch = Stopwatch(run.trace.clocks["encode"])
 
-    def start(self, *_: Any) -> None:
+    def start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin a run of the tower."""
         self.seen = {}
+        given = args[0] if args else next((kwargs[name] for name in GIVEN if name in kwargs), None)
+        self.pixels = given if isinstance(given, Tensor) else None
         if self.blocks is not None:
             self.blocks.start()
         self.watch.start()
@@ -117,7 +152,7 @@ class ImageTap:
 
     def forget(self) -> None:
         """Free what the tower showed: its features have been chosen."""
-        self.seen, self.encoding = {}, None
+        self.seen, self.encodings, self.pixels = {}, {}, None
 
     def attend(
         self,
@@ -159,7 +194,10 @@ class TowerSeam:
     """Hooks around the tower's forward."""
 
     def __init__(self, tower: nn.Module, tap: ImageTap) -> None:
-        self._handles = [tower.register_forward_pre_hook(tap.start), tower.register_forward_hook(tap.stop)]
+        self._handles = [
+            tower.register_forward_pre_hook(tap.start, with_kwargs=True),
+            tower.register_forward_hook(tap.stop),
+        ]
 
     def restore(self) -> None:
         """Take the hooks off."""

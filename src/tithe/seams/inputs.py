@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from tithe.errors import BadInput, Refused
 from tithe.seams import segments
 from tithe.seams.cache import owned
-from tithe.seams.features import levels, rebuilt
+from tithe.seams.features import levels, placeholders, rebuilt
 from tithe.seams.window import check_reach
 from tithe.types import Selection, Tokens
 
@@ -109,13 +109,14 @@ def shortened(run: Run, kwargs: dict[str, Any], index: Tensor, renumber: bool = 
         if along is not None:
             earlier, now = along[:, :-width], along[:, -width:]
             out[name] = torch.cat([earlier, torch.where(alive, now.gather(1, place), 0)], 1)
-    features = encoder_outputs(kwargs).get("image")
-    if features is not None:
+    for name, features in encoder_outputs(kwargs).items():
+        if features is None:
+            continue
         stay = torch.zeros(rows, width + 1, dtype=torch.bool, device=index.device)
         stay = stay.scatter_(1, torch.where(alive, index, width), True)[:, :width]
-        kept = stay[(kwargs["input_ids"] == run.host.image_token) & stream.valid]
+        kept = stay[placeholders(run.host, kwargs["input_ids"], name) & stream.valid]
         chosen = rebuilt(features, [level[kept] for level in levels(features)])
-        out["mm_encoder_outputs"] = {**encoder_outputs(kwargs), "image": chosen}
+        out["mm_encoder_outputs"] = {**encoder_outputs(out), name: chosen}
     positions = kwargs.get("position_ids")
     if positions is None:
         positions = torch.arange(stream.past, stream.end, device=index.device)

@@ -13,6 +13,23 @@ from tithe.types import DEAD, Tower
 if TYPE_CHECKING:
     from tithe.seams.evidence import LayerEvidence
     from tithe.seams.reading import Reading
+    from tithe.seams.transitions import Passage
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Tokens set aside before a layer: all that flowed then, who of them waits ``[B, n]``, and for whom.
+
+    ``slots, cols, kind [B, n]`` name them, ``hidden [B, n, d]`` is what they were, ``leader [B, n]`` says at which of
+    these places the token stands that each one waits for.
+    """
+
+    slots: Tensor
+    cols: Tensor
+    kind: Tensor | None
+    hidden: Tensor
+    waits: Tensor
+    leader: Tensor
 
 
 @dataclass
@@ -20,9 +37,12 @@ class Stream:
     """The tokens of one forward of the text tower. Set before layer 0; may be cut at the input and at layers.
 
     ``cols, valid [B, T]`` name the tokens now flowing; ``past`` and ``end`` count original columns before and after
-    this forward, ``given [B]`` the live tokens of each row before any cut;
+    this forward, ``given [B]`` the live tokens of each row before any cut, ``entered [B]`` those
+    that the first layer was given;
     ``local [B, end]`` maps original columns to columns of the model's own mask after an input cut, and
-    ``renumbered`` says that positions were then counted anew.
+    ``renumbered`` says that positions were then counted anew. ``index [B, T]`` holds, once tokens left between layers,
+    the slots of this forward that still flow; ``waiting`` those set aside, ``passages`` what layers made of theirs,
+    ``carried [B, end]`` scores that an encoder step left by column.
     """
 
     cols: Tensor
@@ -35,10 +55,14 @@ class Stream:
     index: Tensor | None = None
     plan: dict[int, Reading] = field(default_factory=dict)
     evidence: dict[tuple[Tower, int], LayerEvidence] = field(default_factory=dict)
+    passages: dict[int, Passage] = field(default_factory=dict)
+    waiting: Waiting | None = None
+    carried: dict[str, Tensor] = field(default_factory=dict)
     given: Tensor = field(init=False)
+    entered: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.given = self.valid.sum(-1)
+        self.given = self.entered = self.valid.sum(-1)
 
     @property
     def width(self) -> int:
@@ -79,6 +103,7 @@ class Stream:
         """Shorten before the model has seen the tokens: its mask will be in local coordinates from here."""
         rows, device = self.cols.shape[0], self.cols.device
         self.shorten(index)
+        self.entered = self.valid.sum(-1)
         width = self.past + index.shape[1]
         local = torch.full((rows, self.end + 1), width, dtype=torch.long, device=device)
         local[:, : self.past] = torch.arange(self.past, device=device)
@@ -87,10 +112,22 @@ class Stream:
         local[:, self.end] = width
         self.local = local
 
+    @property
+    def slots(self) -> Tensor:
+        """The slots of this forward that flow, ``[B, T]``, -1 where one is dead."""
+        if self.index is not None:
+            return self.index
+        return torch.arange(self.cols.shape[1], device=self.cols.device).expand_as(self.cols)
+
     def cut(self, index: Tensor) -> None:
-        """Drop tokens between layers: from here on only the slots ``index [B, k]`` flow."""
+        """Drop tokens between layers: from here on only the slots ``index [B, k]`` of those flowing flow."""
+        slots = self.slots
         self.shorten(index)
-        self.index = index
+        self.index = torch.where(index >= 0, slots.gather(1, index.clamp(min=0)), -1)
+
+    def restore(self, slots: Tensor, cols: Tensor, kind: Tensor | None) -> None:
+        """Let other tokens of this forward flow: ``slots [B, k]`` of it (-1: dead), their columns and kinds."""
+        self.index, self.valid, self.cols, self.kind = slots, slots >= 0, cols, kind
 
 
 def by_column(mask: Tensor, cols: Tensor, stream: Stream) -> Tensor:

@@ -278,6 +278,7 @@ class TextTap:
                 side=store.side if store is not None else _no_side,
                 results=results,
                 store=store,
+                passage=call.stream.passages.get(index),
             )
 
 
