@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"(<!-- (?P<kind>generated|capture): (?P<what>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
-VERBS = ("list", "show", "demo", "run", "inspect", "bench", "shorten", "profile")
+VERBS = ("list", "show", "demo", "run", "inspect", "bench", "shorten", "encode-images", "profile")
 
 # Sizes that the papers state for prompts of many thousand tokens are brought down to prompts of five hundred.
 EVICTING = (

@@ -8,6 +8,7 @@ from tithe.check import check_host, check_method
 from tithe.errors import BadInput, Refused, ScoreError, TitheError
 from tithe.explanation import Explanation, explain
 from tithe.flow import Run, attach, method, on
+from tithe.handover import EncodedImage, EncodedImages, encode_images
 from tithe.profiles import Profile, profile
 from tithe.seams.saving import load_cache, save_cache
 from tithe.shorten import Shortened, shorten
@@ -15,10 +16,12 @@ from tithe.trace import Event, Report, Trace
 
 __version__ = "0.1.0"
 
-_ROOMS = ("bench", "page", "zoo")
+_ROOMS = ("bench", "frames", "page", "zoo")
 
 __all__ = [
     "BadInput",
+    "EncodedImage",
+    "EncodedImages",
     "Event",
     "Explanation",
     "Profile",
@@ -33,6 +36,7 @@ __all__ = [
     "card",
     "check_host",
     "check_method",
+    "encode_images",
     "explain",
     "factories",
     "load_cache",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from tithe.seams.features import MODALITIES
 from tithe.seams.gallery import Gallery
 from tithe.seams.inputs import arguments, encoder_outputs, shortened
@@ -35,15 +37,21 @@ def encoded(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "mm_encoder_outputs": outputs}
 
 
+def chosen(run: Run, outputs: dict[str, Any], ids: Tensor | None) -> Gallery:
+    """Fire the encoder steps on what the encoders gave for the placeholders in ``ids``."""
+    gallery = Gallery(run, outputs, ids)
+    for bound in run.plan.at("encoder"):
+        for image in gallery.images(bound.step.site.per):
+            run.fire(bound, image.evidence(run, bound), image.tokens(), image, None, item=image.number)
+    run.tower.forget()
+    return gallery
+
+
 def prepare(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Fire the encoder steps on all pictures and clips of this forward, and return the shortened inputs."""
     outputs = encoder_outputs(kwargs)
     if all(outputs.get(name) is None for name in MODALITIES):
         return kwargs
     with Stopwatch(run.trace.clocks["select"]):
-        gallery = Gallery(run, outputs, kwargs.get("input_ids"))
-        for bound in run.plan.at("encoder"):
-            for image in gallery.images(bound.step.site.per):
-                run.fire(bound, image.evidence(run, bound), image.tokens(), image, None, item=image.number)
-        run.tower.forget()
+        gallery = chosen(run, outputs, kwargs.get("input_ids"))
         return shortened(run, {**kwargs, "mm_encoder_outputs": {**outputs, **gallery.rebuilt()}}, gallery.index())
