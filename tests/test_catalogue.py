@@ -38,7 +38,7 @@ def test_contract(slug: str, kind: str, device: str) -> None:
         "coverage": 0.2,
     }
     params = {name: value for name, value in small.items() if name in FACTORIES[slug].parameters}
-    params |= {"delta": {"layer": 0}}.get(slug, {})
+    params |= {"delta": {"layer": 0}, "catp": {"layer": 2}}.get(slug, {})
     assert tithe.check_method(slug, model, inputs, **params)
 
 

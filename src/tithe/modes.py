@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from tithe.actions import Evict
+from tithe.actions.keep import Keep
 from tithe.errors import BadInput, Refused, nearest
 from tithe.scores.layers import spread
+from tithe.selections.hedged import Hedged
 from tithe.selections.layers import tapered, uniform
 from tithe.selections.top_k import PooledTopK, TopK
 from tithe.selections.whole_pages import WholePages
-from tithe.types import Method, Step
+from tithe.types import Method, Ranks, Step
 
 SHARES: dict[str, Callable[[int], list[float]]] = {"uniform": uniform, "pyramid": tapered}
 
@@ -90,11 +92,34 @@ def ragged(method: Method, value: object) -> Method:
     return _changed(method, "ragged", value, pooled) if value else method
 
 
+def hedge(method: Method, value: object) -> Method:
+    """Spread this share of what is kept of each picture evenly, whatever the scores say of it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise BadInput(f"hedge={value!r} is out of range; give the share of the kept tokens to spread, in [0, 1].")
+
+    def chooses(step: Step) -> bool:
+        return step.site.point == "encoder" and step.score is not None and isinstance(step.action, Keep)
+
+    def spread_out(step: Step) -> Step:
+        if not chooses(step) or step.select is None or step.compare is not None:
+            return step
+        return replace(step, select=Hedged(cast("Ranks", step.select), float(value)))
+
+    steps = tuple(spread_out(step) for step in method.steps)
+    if steps == method.steps:
+        raise Refused(
+            f"{method.card.slug}: hedge={value!r} is for methods that keep the highest-ranked image tokens behind the "
+            "encoder; this one does not."
+        )
+    return replace(method, steps=steps) if value else method
+
+
 MODES: dict[str, Callable[[Method, object], Method]] = {
     "schedule": schedule,
     "share": share,
     "page": page,
     "ragged": ragged,
+    "hedge": hedge,
 }
 
 

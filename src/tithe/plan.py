@@ -66,7 +66,8 @@ class Plan:
             if layer is None:
                 found.append(bound)
             elif layer in bound.layers:
-                found.append(replace(bound, step=bound.step.at(layer, self._total(site.tower))))
+                total = reach(self._host) if site.point == "block" else self._total(site.tower)
+                found.append(replace(bound, step=bound.step.at(layer, total)))
         return tuple(found)
 
     def fires(self, point: Point, phase: Phase, layer: int) -> bool:
@@ -139,10 +140,12 @@ def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
         raise Refused(f"{slug} acts on image tokens; {host.name} has no vision tower.")
     if site.point == "block" and (host.vision is None or host.vision.tail is None):
         raise Refused(f"{slug} acts between attention and MLP of a vision block; {host.name} declares no block tail.")
+    if site.point == "scan" and site.tower == "image" and host.kind != "vssm":
+        raise Refused(f"{slug} acts in the scans of a vision tower; {host.name} has none.")
     if site.point == "encoder" and host.image_token is None:
         raise Refused(f"{slug} acts on image tokens; {host.name} has no image-token id.")
     tower = host.layers if site.tower == "text" else host.vision.layers if host.vision else ()
-    layers = _layers(slug, site, len(tower))
+    layers = _layers(slug, site, reach(host) if site.point == "block" else len(tower))
     if site.point == "layer" and layers and min(layers) < host.first_cut:
         raise Refused(
             f"{slug}: layer={min(layers)} is too early; the earliest layer before which {host.name} can drop tokens "
@@ -156,6 +159,11 @@ def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
         _check_need(slug, need, host)
         _check_order(slug, need, site, layers, host)
     return Bound(method, place, step, layers)
+
+
+def reach(host: Host) -> int:
+    """Return the blocks of the vision tower that matter: merging in later ones would change nothing that is read."""
+    return (host.vision.depth or len(host.vision.layers)) if host.vision else 0
 
 
 def _among_attention(slug: str, site: Site, layers: frozenset[int], host: Host) -> frozenset[int]:

@@ -22,6 +22,7 @@ from tithe.errors import BadInput, Refused, nearest, unknown
 
 if TYPE_CHECKING:
     from tithe.hosts import Host
+    from tithe.profiling.drift import Sample
     from tithe.scores.heads import Probe
 
 FORMAT = 1
@@ -138,7 +139,7 @@ def profile(
     model: Any,
     method: str,
     *,
-    probes: Sequence[Probe] | None = None,
+    probes: Sequence[Probe] | Sequence[Sample] | None = None,
     tokenizer: Any = None,
     count: int = 16,
     length: int = 512,
@@ -151,9 +152,9 @@ def profile(
         model: a causal language model of transformers; left as it was.
         probes: prompts, where the answer stands in them, and the answer. None: ``count`` prompts of ``length`` tokens
             drawn from ``seed``, of text with hidden facts where a ``tokenizer`` is given, else of random tokens with a
-            passage to repeat.
+            passage to repeat. A method that prunes pictures takes ``Sample``s, which cannot be drawn.
         **options: of the method: compresskv ``keep, new, recall``; duo-attention ``steps, sink, recent, rate,
-            sparing``.
+            sparing``; vflowopt ``keep, initial, steps, deep``.
 
     Raises:
         BadInput: a method that has no profile, an unknown option, or a model that answers none of the probes.

@@ -28,7 +28,7 @@ Tower = Literal["text", "image"]
 Per = Literal["crop", "image", "row"]
 Saving = Literal["real", "simulated", "none"]
 Fidelity = Literal["oracle", "official", "reproduced", "paper-only", "definition"]
-HostKind = Literal["llm", "vlm", "vit", "ssm", "vla", "vggt"]
+HostKind = Literal["llm", "vlm", "vit", "ssm", "vssm", "vla", "vggt"]
 
 Depth = int | float  # a layer: from 0, from the end when negative, or a share of the depth when a fraction
 
@@ -125,7 +125,8 @@ class Site:
     ``per``: what one firing of an encoder site is given: a crop as the host lists them, all crops of a picture, or all
     pictures and clips of a row of the batch.
     ``forward`` is before a one-token forward, ``cache`` where a layer of the cache gets its first tokens, ``scan`` in
-    the mixer of a state-space layer.
+    the mixer of a state-space layer. In an image tower ``query`` is before a block of a classifier attends, ``output``
+    what it says.
     """
 
     point: Point

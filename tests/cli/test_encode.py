@@ -25,7 +25,7 @@ def pictures(tmp_path: Path) -> list[Image.Image]:
 def test_the_file_is_what_the_library_makes(call: Any, pictures: list[Image.Image], tmp_path: Path) -> None:
     result = call("encode-images", "0.png", "1.png", "--method", "hiprune", "--keep", "0.25", "-o", "two.safetensors")
     assert result.exit_code == 0, result.stderr
-    assert "0.png    144    36" in result.stdout and result.stderr == "wrote two.safetensors\n"
+    assert "0.png  144     36" in result.stdout and result.stderr == "wrote two.safetensors\n"
     found = EncodedImages.load(tmp_path / "two.safetensors")
     expected = encode_images(*load("vlm"), pictures, "hiprune", keep=0.25)
     for one, other in zip(found.images, expected.images, strict=True):

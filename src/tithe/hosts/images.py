@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tithe.errors import Refused
-from tithe.hosts import crops
+from tithe.hosts import classifier, crops, mosaics, packed
 from tithe.hosts.base import Cropper, Host, Vision, blocks
 
 
@@ -38,26 +38,33 @@ def after_deepstack(model: Any) -> int:
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between families."""
+    """What differs between families. ``patchwise``: the connector maps each patch of the tower to a token alone."""
 
     crops: Cropper
     clips: Cropper | None = None
     positions: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
     first_cut: Callable[[Any], int] | None = None
+    patchwise: bool = False
 
 
 FAMILIES: dict[str, Family] = {
     "gemma3": Family(crops.pooled),
     "idefics3": Family(crops.shuffled),
     "internvl": Family(crops.tiled),
-    "llava": Family(crops.single),
-    "llava_next": Family(crops.anyres),
-    "llava_onevision": Family(crops.anyres, crops.sampled),
-    "qwen2_5_vl": Family(crops.windowed, crops.windowed_clip, mrope),
-    "qwen2_vl": Family(crops.merged, crops.merged_clip, mrope),
-    "qwen3_vl": Family(crops.merged, crops.merged_clip, mrope, after_deepstack),
+    "llava": Family(crops.single, patchwise=True),
+    "llava_next": Family(mosaics.anyres, patchwise=True),
+    "llava_onevision": Family(mosaics.anyres, mosaics.sampled, patchwise=True),
+    "qwen2_5_vl": Family(packed.windowed, packed.windowed_clip, mrope),
+    "qwen2_vl": Family(packed.merged, packed.merged_clip, mrope),
+    "qwen3_vl": Family(packed.merged, packed.merged_clip, mrope, after_deepstack),
     "smolvlm": Family(crops.shuffled),
 }
+
+
+def passed(model: Any, layers: int) -> int:
+    """Return how many blocks of the tower all features that the connector reads have passed."""
+    read = model.config.vision_feature_layer
+    return min(n if n >= 0 else layers + 1 + n for n in ([read] if isinstance(read, int) else read))
 
 
 def build(model: PreTrainedModel) -> Host:
@@ -69,7 +76,10 @@ def build(model: PreTrainedModel) -> Host:
         raise Refused(f"model type {kind!r}: no vision tower and text decoder were found on it.")
     cls = tower.config.model_type in crops.CLS_TOWERS
     first = max(1, family.first_cut(model)) if family.first_cut else 1
-    vision = Vision(tower, blocks(tower), cls, crops=family.crops, clips=family.clips)
+    layers = blocks(tower)
+    depth = passed(model, len(layers)) if family.patchwise else 0
+    tail = classifier.tail_of(tower) if depth else None
+    vision = Vision(tower, layers, cls, tail, crops=family.crops, clips=family.clips, depth=depth or None)
     video = model.config.video_token_id if family.clips is not None else None
     return Host(
         "vlm", kind, model, text, blocks(text), vision, model.config.image_token_id, video, first, family.positions

@@ -7,6 +7,7 @@ from typing import Any
 
 from tithe import catalogue
 from tithe.budget import Keep
+from tithe.profiling.drift import Sample, strategy
 from tithe.profiling.gates import learned_gates
 from tithe.profiling.importance import layer_importance
 from tithe.scores.heads import Probe, best, retrieval_scores
@@ -46,4 +47,16 @@ def duo_attention(
     return {"gates": rounded}, settings
 
 
-MEASURES: dict[str, Callable[..., Measured]] = {"compresskv": compresskv, "duo-attention": duo_attention}
+def vflowopt(
+    model: Any, probes: Sequence[Sample], keep: float = 0.25, initial: int = 10, steps: int = 50, deep: int = -2
+) -> Measured:
+    """Find the shares of the stages, and what makes a token important, under which the last token drifts least."""
+    data, reached = strategy(model, probes, keep, initial, steps, deep)
+    return data, {"keep": keep, "initial": initial, "steps": steps, "deep": deep, "likeness": reached}
+
+
+MEASURES: dict[str, Callable[..., Measured]] = {
+    "compresskv": compresskv,
+    "duo-attention": duo_attention,
+    "vflowopt": vflowopt,
+}

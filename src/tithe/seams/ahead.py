@@ -15,6 +15,7 @@ from tithe.seams.observe import last_queries
 from tithe.seams.stores import View
 from tithe.seams.stores.base import within_window
 from tithe.seams.stream import windowed
+from tithe.types import DEAD
 
 if TYPE_CHECKING:
     from tithe.flow import Run
@@ -47,7 +48,8 @@ class Look:
         near = kwargs.get("sliding_window")
         if near and stream.local is not None and not stream.renumbered:
             mask = windowed(mask, stream, near)
-        view = View(key, value, stream.cols[:, None], stream.valid[:, None])
+        cols = torch.where(stream.valid, stream.cols, DEAD)
+        view = View(key, value, cols[:, None], stream.valid[:, None])
         if self.held is not None and self.held.store is not None:
             old = self.held.store.view()
             if self.held.window:

@@ -45,6 +45,9 @@ class LayerSeam:
             if self.run.probing:
                 self.run.counter.linear(index, hidden.shape[0], hidden.shape[1], 0)
                 return None
+            if self.run.phase == "decode":
+                self.run.counter.linear(index, hidden.shape[0], hidden.shape[1], stream.width)
+                return None
             given = {name: value for name, value in kwargs.items() if name != "hidden_states"}
             state = StreamState(self.run, stream, index, module, hidden, given)
             self.run.before_layer(index, state)
