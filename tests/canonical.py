@@ -6,7 +6,9 @@ from functools import cache
 from typing import Any
 
 import tiny
+import tiny_robots
 import tiny_ssm
+import tiny_vim
 import tiny_vision
 import torch
 from torch import Tensor
@@ -31,6 +33,10 @@ def _made(kind: str) -> tuple[Any, dict[str, Tensor]]:
         mask = torch.ones_like(ids)
         mask[1, :13] = 0
         return tiny_ssm.mamba2(), {"input_ids": ids, "attention_mask": mask}
+    if kind == "vssm":
+        return tiny_vim.vim(), {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))}
+    if kind in ("vla", "vggt"):
+        return tiny_robots.MADE[kind]()
     if kind == "vlm":
         model = tiny_vision.llava()
         return model, tiny_vision.prompt("llava", model, [1, 1])

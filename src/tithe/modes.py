@@ -17,6 +17,7 @@ from torch import Tensor
 from tithe.actions import Evict
 from tithe.actions.keep import Keep
 from tithe.errors import BadInput, Refused, nearest
+from tithe.scores.features import connected
 from tithe.scores.layers import spread
 from tithe.selections.hedged import Hedged
 from tithe.selections.layers import tapered, uniform
@@ -93,9 +94,11 @@ def ragged(method: Method, value: object) -> Method:
 
 
 def hedge(method: Method, value: object) -> Method:
-    """Spread this share of what is kept of each picture evenly, whatever the scores say of it."""
+    """Choose this share of what is kept of each picture for being unlike the rest of it, whatever the scores say."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise BadInput(f"hedge={value!r} is out of range; give the share of the kept tokens to spread, in [0, 1].")
+        raise BadInput(
+            f"hedge={value!r} is out of range; give the share of the kept tokens to choose for diversity, in [0, 1]."
+        )
 
     def chooses(step: Step) -> bool:
         return step.site.point == "encoder" and step.score is not None and isinstance(step.action, Keep)
@@ -103,7 +106,7 @@ def hedge(method: Method, value: object) -> Method:
     def spread_out(step: Step) -> Step:
         if not chooses(step) or step.select is None or step.compare is not None:
             return step
-        return replace(step, select=Hedged(cast("Ranks", step.select), float(value)))
+        return replace(step, select=Hedged(cast("Ranks", step.select), float(value)), compare=connected)
 
     steps = tuple(spread_out(step) for step in method.steps)
     if steps == method.steps:

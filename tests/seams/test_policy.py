@@ -110,6 +110,14 @@ def test_prompt_without_ids_is_refused() -> None:
         model(**{**inputs, "input_ids": None, "inputs_embeds": embeds.detach()})
 
 
+def test_prompt_with_fewer_image_tokens_than_its_cameras_make() -> None:
+    model, inputs = tiny_robots.pi0(), tiny_robots.control(rows=1)
+    ids = inputs["input_ids"].clone()
+    ids[0, 0] = 7
+    with tithe.on(model, "ttf-vla"), pytest.raises(Refused, match=r"31.* image tokens"):
+        model.sample_actions(**{**inputs, "input_ids": ids})
+
+
 def test_hosts_and_methods_that_do_not_fit() -> None:
     model = tiny_robots.pi0()
     host = find(model)

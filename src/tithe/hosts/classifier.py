@@ -1,4 +1,4 @@
-"""Image classifiers and plain vision encoders."""
+"""Image classifiers and plain vision encoders, by attention or by scans."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from tithe.hosts.base import Host, Tail, Vision, blocks
 
 @dataclass(frozen=True)
 class Family:
-    """Whether slot 0 is a CLS token, the parts of a block, and the class names of heads that read every token."""
+    """Whether slot 0 is a CLS token, the parts of a block, and the class names of heads that read every token.
+
+    ``scans``: a state-space model, whose ``layers`` have no attention and no tail.
+    """
 
     cls: bool
-    tail: Tail
+    tail: Tail | None
     pooling: tuple[str, ...] = ()
+    scans: bool = False
 
 
 _CLIP = Family(True, Tail("layer_norm2", "mlp"), ("CLIPForImageClassification",))
@@ -29,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "clip_vision_model": _CLIP,
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
+    "tithe_vim": Family(False, None, scans=True),
 }
 
 
@@ -36,11 +41,21 @@ def build(model: PreTrainedModel) -> Host:
     """Return the host of a classifier or encoder; of a two-tower model, that of its vision tower."""
     kind = str(model.config.model_type)
     family = FAMILIES[kind]
+    if family.scans:
+        return Host(
+            "vssm", kind, model, None, (), Vision(model, tuple(model.get_submodule("layers").children()), False)
+        )
     seen = model.get_submodule("vision_model") if hasattr(model, "vision_model") else model
     layers = blocks(seen)
     tower = _holder(seen, layers[0])
     pools = type(model).__name__ in family.pooling or bool(getattr(tower, "use_head", False))
     return Host("vit", kind, model, None, (), Vision(tower, layers, family.cls, family.tail, pools))
+
+
+def tail_of(tower: PreTrainedModel) -> Tail | None:
+    """Return the tail of the blocks of a vision tower, None where its type is not known."""
+    family = FAMILIES.get(str(tower.config.model_type))
+    return family.tail if family is not None else None
 
 
 def _holder(model: nn.Module, block: nn.Module) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tithe.seams.attention import Tapped
 from tithe.seams.forward import ForwardSeam
@@ -23,6 +23,15 @@ class Seam(Protocol):
         ...
 
 
+@runtime_checkable
+class Lasting(Protocol):
+    """A seam that remembers what was shown from one control step to the next."""
+
+    def reset(self) -> None:
+        """Forget it: a new episode begins."""
+        ...
+
+
 def attach(run: Run) -> list[Seam]:
     """Attach the seams in order; if one fails, those before it are taken off and the model is as it was."""
     seams: list[Seam] = []
@@ -30,13 +39,25 @@ def attach(run: Run) -> list[Seam]:
     try:
         if host.kind == "ssm":
             seams.append(ScanSeam(run))
+        elif host.kind == "vssm":
+            from tithe.seams.visionscan import VisionScanSeam
+
+            seams.append(VisionScanSeam(run))
+        elif host.kind == "vla":
+            from tithe.seams.policy import PolicySeam
+
+            seams.append(PolicySeam(run))
+        elif host.kind == "vggt":
+            from tithe.seams.geometry import GeometrySeam
+
+            seams.append(GeometrySeam(run))
         elif host.text is not None:
             tap = TextTap(run)
             tap.tapped = Tapped(host.text, list(host.layers), tap)
             seams.append(tap.tapped)
             seams.append(ForwardSeam(run))
             seams.append(LayerSeam(run))
-        if host.vision is not None:
+        if host.vision is not None and host.kind in ("vlm", "vit"):
             from tithe.seams.image import image_seams
 
             seams.extend(image_seams(run))

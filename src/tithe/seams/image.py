@@ -78,13 +78,17 @@ def together(layers: list[TowerLayer], packed: bool) -> TowerLayer:
 
 @dataclass
 class Encoding:
-    """What an encoder was given, returned and showed: ``sizes`` counts the tokens of each entry, before any beams."""
+    """What an encoder was given, returned and showed: ``sizes`` counts the tokens of each entry, before any beams.
+
+    ``places [crops, patches]``: the slot that each patch ended in, where methods worked inside the tower's blocks.
+    """
 
     output: Any
     sizes: list[int]
     inputs: dict[str, Any]
     seen: dict[int, TowerLayer]
     pixels: Tensor | None = None
+    places: Tensor | None = None
 
 
 class EncoderSeam:
@@ -112,7 +116,8 @@ class EncoderSeam:
                 self._inside = False
             if getattr(output, "pooler_output", None) is not None:
                 given = dict(signature.bind(*args, **kwargs).arguments)
-                tap.encodings[name] = Encoding(output, sizes(output), given, tap.seen, tap.pixels)
+                places = tap.blocks.places if tap.blocks is not None else None
+                tap.encodings[name] = Encoding(output, sizes(output), given, tap.seen, tap.pixels, places)
             return output
 
         return noted
@@ -134,6 +139,7 @@ class ImageTap:
         self.encodings: dict[str, Encoding] = {}
         self.pixels: Tensor | None = None
         self.blocks: BlockSeam | None = None
+        self.replies: Any = None
         self.tapped: Tapped | None = None
         self.watch = Stopwatch(run.trace.clocks["encode"])
 
@@ -221,6 +227,11 @@ def image_seams(run: Run) -> list[Seam]:
         if run.plan.at("block"):
             tap.blocks = BlockSeam(run, tap)
             seams.append(tap.blocks)
+        if run.plan.at("output") and run.host.text is None:
+            from tithe.seams.replies import ReplySeam
+
+            tap.replies = ReplySeam(run, tap)
+            seams.append(tap.replies)
     except Exception:
         for seam in reversed(seams):
             seam.restore()

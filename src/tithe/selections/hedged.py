@@ -1,4 +1,4 @@
-"""A part of the budget spread evenly, whatever the scores say: what a ranking is wrong about is never lost whole."""
+"""A part of the budget chosen for diversity, whatever the scores say: what a ranking misjudges is not lost whole."""
 
 from __future__ import annotations
 
@@ -7,36 +7,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tithe.selections.diverse import farthest
 from tithe.selections.top_k import highest
 from tithe.types import Ranks, Selection, Tokens
 
 
 @dataclass(frozen=True)
 class Hedged:
-    """As many as ``select`` keeps: ``share`` of them (rounded down) evenly spaced, then the best of the others by score.
+    """As many as ``select`` keeps: the best by score, then ``share`` of them (rounded down) the least like these.
 
-    The even ones come first, so that no change of the scores can move them.
+    Scores are read from their mean over H, likeness is the cosine of features (see ``farthest``).
     """
 
     select: Ranks
     share: float
 
-    def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
-        """Select from ``score [B, H, n]``; the mean over H ranks."""
-        chosen = self.select(score, tokens)
-        count = (chosen.keep & tokens.valid).sum(-1, keepdim=True)
+    def __call__(self, score: Tensor, tokens: Tokens, features: Tensor) -> Selection:
+        """Select from ``score [B, H, n]`` and ``features [B, n, d]``."""
+        count = (self.select(score, tokens).keep & tokens.valid).sum(-1, keepdim=True)
         spread = (count.double() * self.share).long()
-        even = _even(tokens.valid, spread)
-        rank = torch.where(tokens.valid & ~even, score.mean(1, keepdim=True), -torch.inf)
-        return Selection(even | highest(rank, count - spread), tokens.cols)
-
-
-def _even(free: Tensor, count: Tensor) -> Tensor:
-    """Return ``count [B, 1, 1]`` of the ``free [B, 1, n]`` places: those in the middles of as many even stretches."""
-    place = free.cumsum(-1) - 1
-    left = free.sum(-1, keepdim=True).clamp(min=1)
-
-    def middles_before(place: Tensor) -> Tensor:
-        return (2 * place * count + left - 1) // (2 * left)
-
-    return free & (middles_before(place + 1) > middles_before(place))
+        rank = torch.where(tokens.valid, score.mean(1, keepdim=True), -torch.inf)
+        best = highest(rank, (count - spread).clamp(min=1)) & tokens.valid
+        keep = torch.zeros_like(best)
+        for row, wanted in enumerate(count[:, 0, 0].tolist()):
+            keep[row, 0] = farthest(features[row], tokens.valid[row, 0], best[row, 0].nonzero()[:, 0], wanted)
+        return Selection(keep, tokens.cols)

@@ -30,16 +30,21 @@ from transformers.utils.hub import has_file
 
 from tithe.errors import BadInput, unknown
 from tithe.hosts.statespace import FAMILIES as STATE_SPACE
+from tithe.modules import vim
 from tithe.types import HostKind
+from tithe.zoo.stills import StillsProcessor
 
-NAMES = ("llm", "ssm", "vit", "vlm")
+NAMES = ("llm", "scenes", "ssm", "vim", "vit", "vlm")
 PREFIX = "zoo:"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode, its tokenizer (llm, ssm), processor (vlm) or image processor (vit), and its kind."""
+    """A model in eval mode, its tokenizer (llm, ssm), processor (vlm) or image processor (vit), and what it does.
+
+    A classifier is a ``vit`` whatever it is made of; ``tithe.hosts`` says more of that.
+    """
 
     model: PreTrainedModel
     processor: Any
@@ -47,7 +52,7 @@ class Loaded(NamedTuple):
 
 
 def load(name: str) -> tuple[PreTrainedModel, Any]:
-    """Return an embedded model (``llm``, ``ssm``, ``vlm``, ``vit``) in float32 and its tokenizer or processor. Offline.
+    """Return an embedded model (one of ``NAMES``) in float32 and its tokenizer or processor. Offline.
 
     Raises:
         BadInput: no such name.
@@ -68,6 +73,7 @@ def load_model(
     place, offline = _place(source)
     options: dict[str, Any] = {"local_files_only": offline, "trust_remote_code": trust_remote_code}
     wanted, where = _dtype(dtype), _device(device)
+    vim.register()
     with quiet():
         try:
             config = AutoConfig.from_pretrained(place, **options)
@@ -76,8 +82,7 @@ def load_model(
             model, report = auto.from_pretrained(
                 place, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
             )
-            reader = {"llm": AutoTokenizer, "ssm": AutoTokenizer, "vlm": AutoProcessor, "vit": AutoImageProcessor}[kind]
-            processor = reader.from_pretrained(place, **options)
+            processor = _reader(kind, config).from_pretrained(place, **options)
         except (OSError, ValueError, ImportError, KeyError) as error:
             if isinstance(error, BadInput):
                 raise
@@ -143,6 +148,8 @@ def _architecture(source: str, config: Any) -> tuple[HostKind, Any]:
     for kind, auto, names in kinds:
         if stated in _classes(names.get(config.model_type)) or auto.__name__ in remote:
             return "ssm" if config.model_type in STATE_SPACE else kind, auto
+    if config.model_type == vim.VimConfig.model_type:
+        return "vit", AutoModelForImageClassification
     encoder = config.model_type in kinds[2][2] or config.model_type.endswith("vision_model")
     if encoder and stated in _classes(modeling_auto.MODEL_MAPPING_NAMES.get(config.model_type)):
         return "vit", AutoModel
@@ -150,6 +157,12 @@ def _architecture(source: str, config: Any) -> tuple[HostKind, Any]:
         f"model={source!r} is a {stated or config.model_type}; Tithe works on causal language models, "
         "vision-language models, image classifiers and vision encoders."
     )
+
+
+def _reader(kind: HostKind, config: Any) -> Any:
+    if config.model_type == "llava_onevision":
+        return StillsProcessor
+    return {"llm": AutoTokenizer, "ssm": AutoTokenizer, "vlm": AutoProcessor, "vit": AutoImageProcessor}[kind]
 
 
 def _classes(entry: Any) -> tuple[str, ...]:
