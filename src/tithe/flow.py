@@ -155,7 +155,7 @@ class Run:
         if step.allot is not None:
             tokens = replace(tokens, allot=shares(step.allot(evidence, tokens), tokens, name, where))
         if step.select is not None and step.compare is not None:
-            features = comparable(step.compare(evidence, tokens), tokens, name, where)
+            features = comparable(step.compare(evidence, tokens).detach(), tokens, name, where)
             selection = cast("Compares", step.select)(score, tokens, features)
         elif step.select is not None and score is not None:
             selection = cast("Ranks", step.select)(score, tokens)

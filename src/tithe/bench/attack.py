@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ from tithe.bench.prompt import Inputs, Prompt, joined
 from tithe.bench.specs import Spec
 from tithe.bench.tasks.base import Setting, decoded, matches
 from tithe.budget import Keep
-from tithe.errors import BadInput, Refused
+from tithe.errors import BadInput, Refused, unknown
 from tithe.flow import on
 from tithe.hosts import find
 from tithe.seams.features import levels, placeholders, rebuilt
 from tithe.seams.inputs import arguments
-from tithe.types import IMAGE, Method, Selection, Step, Tokens
+from tithe.types import IMAGE, Compares, Method, Ranks, Step, Tokens
 from tithe.zoo import Loaded
 
 ATTACKS = ("caa",)
@@ -104,8 +104,7 @@ def run(
     """
     if loaded.kind != "vlm":
         raise BadInput(f"attack: a perturbed picture needs a vision-language model; {name} is a {loaded.kind}.")
-    if not 0.0 < epsilon <= 1.0 or steps < 1:
-        raise BadInput(f"epsilon={epsilon!r}, steps={steps!r}: give a change in (0, 1] and at least one step.")
+    check(ATTACKS[0], epsilon, steps)
     params = params or {}
     cases = list(task.prompts(loaded, setting))
     found = []
@@ -113,6 +112,14 @@ def run(
         for keep in spec.budgets(keeps):
             found.append(_one(loaded, cases, spec, keep, params, (name, task.name, epsilon, steps)))
     return tuple(found)
+
+
+def check(name: str, epsilon: float, steps: int = 1) -> None:
+    """Refuse an unknown attack or a size out of range."""
+    if name not in ATTACKS:
+        raise unknown("attack", name, ATTACKS)
+    if not 0.0 < epsilon <= 1.0 or steps < 1:
+        raise BadInput(f"epsilon={epsilon!r}, steps={steps!r}: give a change in (0, 1] and at least one step.")
 
 
 def _one(
@@ -280,14 +287,18 @@ def kept_columns(model: Any, methods: Sequence[Method], inputs: Inputs) -> Tenso
 
 
 def _stopping(step: Step) -> Step:
-    score, select = step.score, step.select
-    if score is None or select is None or step.compare is not None:
+    score, select, compare = step.score, step.select, step.compare
+    if score is None or select is None:
         return step
 
     def stop(evidence: Any, tokens: Tokens) -> Tensor:
         found = score(evidence, tokens).float()
         with torch.no_grad():
-            chosen: Selection = select(found.detach(), tokens)  # type: ignore[call-arg]
+            rank = found.detach()
+            if compare is None:
+                chosen = cast("Ranks", select)(rank, tokens)
+            else:
+                chosen = cast("Compares", select)(rank, tokens, compare(evidence, tokens).float())
         raise _Scored(found, tokens, chosen.keep)
 
     return replace(step, score=stop)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tithe.bench import Refusal, Row
+    from tithe.bench import Loser, Refusal, Row
+    from tithe.bench.attack import Attacked
     from tithe.budget import Keep
 
 UNITS = ("", "k", "M", "G", "T", "P")
@@ -43,6 +44,43 @@ def results(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def split(rows: Sequence[Row]) -> Table | None:
+    """Return where the time went, in milliseconds, or None where no row has pictures."""
+    if all(row.encode_s is None for row in rows):
+        return None
+    table = Table(title="milliseconds by stage", title_justify="left", box=None, pad_edge=False)
+    for name in ("task", "method", "keep", "encoder", "select", "prefill", "decode"):
+        table.add_column(name, justify="left" if name in ("task", "method") else "right", no_wrap=True)
+    for row in rows:
+        stages = (row.encode_s, row.select_s, row.prefill_s, row.decode_s)
+        table.add_row(row.task, row.method, budget(row.keep), *(milliseconds(stage) for stage in stages))
+    return table
+
+
+def attacks(rows: Sequence[Attacked], title: str) -> Table:
+    """Return what perturbed pictures do: the share of kept tokens that stay kept, and the share of right answers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("task", "method", "keep", "kept the same\nnoise", "\nattack", "right\nclean", "\nnoise", "\nattack"):
+        table.add_column(name, justify="left" if name in ("task", "method") else "right", no_wrap=True)
+    table.add_column("untouched\nclean", justify="right")
+    table.add_column("\nattack", justify="right")
+    table.add_column("made against")
+    for row in rows:
+        values = (row.overlap_noise, row.overlap, row.quality, row.quality_noise, row.quality_attacked)
+        cells = [f"{value:.2f}" for value in (*values, row.untouched, row.untouched_attacked)]
+        table.add_row(row.task, row.method, budget(row.keep), *cells, "another" if row.transfer else "itself")
+    return table
+
+
+def losing(found: Sequence[Loser]) -> list[str]:
+    """Return a line for each method that chance equals or beats somewhere."""
+    where: dict[str, list[str]] = {}
+    for one in found:
+        said = f"{one.task} at {budget(one.keep)} ({one.quality:.2f}, random {one.chance:.2f})"
+        where.setdefault(one.method, []).append(said)
+    return [f"no better than random: {method} on {', '.join(places)}" for method, places in where.items()]
+
+
 def refusals(found: Sequence[Refusal]) -> list[str]:
     """Return a line for each thing that did not run."""
     lines = [
@@ -70,6 +108,11 @@ def amount(value: float | None, unit: str = "") -> str:
     while value >= 1000 and size < len(UNITS) - 1:
         value, size = value / 1000, size + 1
     return f"{value:.3g} {UNITS[size]}{unit}".strip()
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Return seconds in thousandths."""
+    return "-" if seconds is None else f"{1000 * seconds:.2f}"
 
 
 def ratio(value: float | None) -> str:

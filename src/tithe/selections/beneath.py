@@ -1,0 +1,35 @@
+"""Tokens that look down on others: they stay, each made of those whose boxes its own overlaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tithe.types import Selection, Tokens
+
+SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class Beneath:
+    """Tokens with a score above 0 stay; the matrix gives each the even mean of the tokens beneath it.
+
+    Two grids over one picture overlap as the windows of adaptive average pooling do.
+    """
+
+    def __call__(self, score: Tensor, tokens: Tokens, boxes: Tensor) -> Selection:
+        """Select from ``score [1, 1, n]`` and ``boxes [1, n, 8]``: as one looked down on, then as one that looks."""
+        keep = (score > 0) & tokens.valid
+        seen, looks = boxes[0, :, :4], boxes[0, :, 4:]
+        who = (keep[0, 0] & (looks[:, 2] > looks[:, 0])).nonzero()[:, 0]
+        down = (tokens.valid[0, 0] & (seen[:, 2] > seen[:, 0])).nonzero()[:, 0]
+        mine, theirs = looks[who][:, None], seen[down][None]
+        overlap = torch.minimum(mine[..., 2:], theirs[..., 2:]) - torch.maximum(mine[..., :2], theirs[..., :2])
+        row, col = (overlap > SLACK).all(-1).nonzero().unbind(1)
+        share = 1 / torch.bincount(row, minlength=len(who)).clamp(min=1).float()
+        place = torch.stack([torch.zeros_like(row), who[row], down[col]])
+        n = keep.shape[-1]
+        mix = torch.sparse_coo_tensor(place, share[row], (1, n, n), check_invariants=False).coalesce()
+        return Selection(keep, tokens.cols, mix=mix)
