@@ -11,7 +11,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def main() -> None:
     """Run the benchmarks that need no peer."""
-    for name in ("decode", "sparse", "scoring", "prefill", "kivi", "chunked", "infllm", "lightning"):
+    for name in (
+        "decode",
+        "sparse",
+        "scoring",
+        "prefill",
+        "kivi",
+        "chunked",
+        "infllm",
+        "lightning",
+        "visual",
+        "geometry",
+    ):
         print(f"== {name}", flush=True)
         importlib.import_module(name).main()
 

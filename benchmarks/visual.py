@@ -33,10 +33,10 @@ METHODS = ("fastervlm", "vtc-cls", "hiprune", "visionzip", "hired", "divprune", 
 
 
 def llava() -> LlavaForConditionalGeneration:
-    """Return a random LLaVA: a tower of 12 layers over 576 patches, a language model of 8, both of width 512."""
+    """Return a random LLaVA: a tower of 24 layers (as CLIP-L) over 576 patches, a text model of 8, both 512 wide."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
-    vision = CLIPVisionConfig(**sizes, num_hidden_layers=12, image_size=336, patch_size=14)
+    vision = CLIPVisionConfig(**sizes, num_hidden_layers=24, image_size=336, patch_size=14)
     text = LlamaConfig(**sizes, vocab_size=1024, num_hidden_layers=8, max_position_embeddings=4096)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=PATCHES)
     return LlavaForConditionalGeneration(config).eval()

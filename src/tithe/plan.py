@@ -208,7 +208,7 @@ def _check_order(slug: str, need: Need, site: Site, layers: frozenset[int], host
         raise Refused(
             f"{slug} reads the vision tower at the {site.point} site; it is kept only until its tokens are chosen."
         )
-    if site.point == "layer" and need.layer is not None and layers:
+    if site.point == "layer" and need.layer is not None and layers and need.kind != "past":
         read = layer_at(need.layer, len(host.layers))
         if read >= min(layers):
             raise Refused(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tithe.seams.evidence import Evidence, LayerEvidence
 
 Point = Literal[
-    "model", "forward", "input", "encoder", "block", "layer", "cache", "query", "attention", "scan", "output"
+    "model", "forward", "input", "encoder", "block", "layer", "cache", "query", "attention", "scan", "output", "depth"
 ]
 Phase = Literal["prefill", "decode"]
 Moment = Literal["end", "chunk", "step"]
@@ -126,7 +126,7 @@ class Site:
     pictures and clips of a row of the batch.
     ``forward`` is before a one-token forward, ``cache`` where a layer of the cache gets its first tokens, ``scan`` in
     the mixer of a state-space layer. In an image tower ``query`` is before a block of a classifier attends, ``output``
-    what it says.
+    what it says. ``depth`` is after the first prompt of an episode: there the tokens are the layers.
     """
 
     point: Point
@@ -195,11 +195,12 @@ class Need:
     ``reducer`` over all query rows. ``moments``: mean and covariance of the prompt's queries; ``reconstruction``: the
     prompt is asked for again over the cache; ``hidden`` and ``transitions``: what entered a text layer, and what its
     modules made of it; ``segments``: what the model predicts after each piece of the prompt, its
-    ``how`` being ``Segments``. ``how`` says what their seams must know.
+    ``how`` being ``Segments``; ``past``: attention to the prompt in the control steps before, its ``how`` being
+    ``Past``. ``how`` says what their seams must know.
     ``before``: of that many layers before the site's own, where ``layer`` is None.
     """
 
-    kind: Literal["queries", "rows", "segments", "moments", "reconstruction", "hidden", "transitions"]
+    kind: Literal["queries", "rows", "segments", "moments", "reconstruction", "hidden", "transitions", "past"]
     layer: Depth | None = None
     tower: Tower = "text"
     window: int | None = None

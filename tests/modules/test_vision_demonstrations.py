@@ -39,8 +39,8 @@ def test_routed_regions_serve_a_trained_vit_better_than_random_ones() -> None:
 def test_lanes_forget_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import modules_multi_lane as demonstration
 
-    monkeypatch.setattr(demonstration, "TRAIN", 160)
-    monkeypatch.setattr(demonstration, "TEST", 160)
+    monkeypatch.setattr(demonstration, "TRAIN", 96)
+    monkeypatch.setattr(demonstration, "TEST", 96)
     lanes, one = (demonstration.train_model(kind, steps=40, seed=0) for kind in ("summaries", "one lane"))
     assert lanes["first at the end"] == pytest.approx(lanes["first task"], abs=1e-6)
     assert lanes["first task"] > 0.6 and one["first at the end"] < one["first task"] - 0.1

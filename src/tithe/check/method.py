@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tithe import catalogue
+from tithe.check.answers import answer
 from tithe.flow import Run, on
 from tithe.hosts import find
 from tithe.types import Method
@@ -43,6 +44,8 @@ class Outcome:
 def outcome(model: PreTrainedModel, inputs: dict[str, Any], new: int = 6) -> Outcome:
     """Generate ``new`` tokens greedily, or classify."""
     with torch.no_grad():
+        if find(model).kind in ("vla", "vggt"):
+            return Outcome(answer(model, inputs), None)
         if find(model).text is None:
             return Outcome(model(**inputs).logits, None)
         width = inputs["input_ids"].shape[1]
@@ -101,7 +104,7 @@ class Suite:
         if self.factory.card.saving == "none" and not self.acts:
             return [*found, self.leaves_output, self.has_scores]
         found += [self.has_effect, self.equals_one_by_one]
-        if self.text and find(self.model).kind != "ssm":
+        if self.text and find(self.model).kind not in ("ssm", "vla"):
             found += [self.goes_on]
         if "keep" in self.factory.parameters:
             found += [self.keeps_all, self.keeps_at_least_one]
@@ -186,8 +189,8 @@ class Suite:
         first, _ = self.run()
         with on(self.model, self.method(), level="kept") as run:
             second = outcome(self.model, self.inputs)
+            run.reset()
             third = outcome(self.model, self.inputs)
-            del run
         if not (first.same(second, 0.0) and first.same(third, 0.0)):
             self.fail("repeats", "two runs on the same input differ")
 

@@ -74,7 +74,7 @@ class Vision:
     ``tail`` names the parts of a block, for work inside it; ``pools``: what reads the tower averages over its tokens,
     so that merged ones must be handed back to every patch they stand for. ``crops(model, sizes, inputs)`` gives the
     images in order, for ``sizes`` tokens in each entry of the encoder's output and the ``inputs`` that it was given;
-    ``clips`` does so for videos.
+    ``clips`` does so for videos. ``depth``: the blocks that everything read of the tower has passed, None for all.
     """
 
     tower: PreTrainedModel
@@ -84,6 +84,7 @@ class Vision:
     pools: bool = False
     crops: Cropper | None = None
     clips: Cropper | None = None
+    depth: int | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tithe.hosts.base import Host, blocks
 
 def build(model: PreTrainedModel) -> Host:
     """Return the host built by the adapter for the model's type; plain text decoders need no adapter."""
-    from tithe.hosts import classifier, images, statespace
+    from tithe.hosts import classifier, geometry, images, policy, statespace
 
     kind = str(model.config.model_type)
     if kind in classifier.FAMILIES:
@@ -19,6 +19,10 @@ def build(model: PreTrainedModel) -> Host:
         return images.build(model)
     if kind in statespace.FAMILIES:
         return statespace.build(model)
+    if kind in policy.FAMILIES:
+        return policy.build(model)
+    if kind in geometry.FAMILIES:
+        return geometry.build(model)
     if hasattr(model.config, "vision_config") and hasattr(model, "get_image_features"):
         known = ", ".join(sorted(images.FAMILIES))
         raise Refused(f"model type {kind!r} is a vision-language model without an adapter. Adapters: {known}.")

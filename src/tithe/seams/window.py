@@ -31,6 +31,12 @@ class ModelState:
         """Have videos encoded in interleaved groups of at most ``frames`` frames."""
         self.seams.append(FramesSeam(self.run, frames))
 
+    def share(self, interval: int) -> None:
+        """Run the parts of an action head in one of ``interval`` denoising steps."""
+        from tithe.seams.policy import PolicySeam
+
+        next(seam for seam in self.seams if isinstance(seam, PolicySeam)).share(interval)
+
 
 class WindowSeam:
     """The rotary frequencies of a text tower, those of layers with a sliding window left out: these never reach far."""
