@@ -21,6 +21,7 @@ from tithe.scores.features import connected
 from tithe.scores.layers import spread
 from tithe.selections.hedged import Hedged
 from tithe.selections.layers import tapered, uniform
+from tithe.selections.per_part import PerPart, check_bound
 from tithe.selections.top_k import PooledTopK, TopK
 from tithe.selections.whole_pages import WholePages
 from tithe.types import Method, Ranks, Step
@@ -93,6 +94,32 @@ def ragged(method: Method, value: object) -> Method:
     return _changed(method, "ragged", value, pooled) if value else method
 
 
+def per(method: Method, value: object) -> Method:
+    """What shares one budget: ``"image"`` (all crops of a picture), ``"row"`` (all pictures and clips of a prompt), or
+    ``"part"``: every crop, picture and frame of a prompt keeps its even share.
+
+    With a floor, and a ceiling behind it, as counts or shares of a part: ``("row", 0.05)``, ``("part", 1, 0.5)``.
+    """
+    how, *bounds = value if isinstance(value, (tuple, list)) else (value,)
+    if how not in ("image", "row", "part") or len(bounds) > 2:
+        raise BadInput(
+            f"per={value!r} is not possible: image, row or part, a floor and a ceiling behind it such as ('row', 0.05)."
+            f"{nearest(str(how), ('image', 'row', 'part'))}"
+        )
+    floor, ceiling = (*bounds, *(0, None)[len(bounds) :])
+    check_bound("floor", floor)
+    check_bound("ceiling", ceiling)
+
+    def shared(step: Step) -> Step:
+        if not _chooses(step) or not isinstance(step.select, TopK):
+            return step
+        site = replace(step.site, per="image" if how == "image" else "row")
+        select = PerPart(step.select.budget, floor, ceiling, pooled=how != "part")
+        return replace(step, site=site, select=select if bounds or how == "part" else step.select)
+
+    return _rechosen(method, "per", value, shared)
+
+
 def hedge(method: Method, value: object) -> Method:
     """Choose this share of what is kept of each picture for being unlike the rest of it, whatever the scores say."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
@@ -100,21 +127,13 @@ def hedge(method: Method, value: object) -> Method:
             f"hedge={value!r} is out of range; give the share of the kept tokens to choose for diversity, in [0, 1]."
         )
 
-    def chooses(step: Step) -> bool:
-        return step.site.point == "encoder" and step.score is not None and isinstance(step.action, Keep)
-
     def spread_out(step: Step) -> Step:
-        if not chooses(step) or step.select is None or step.compare is not None:
+        if not _chooses(step) or step.compare is not None:
             return step
         return replace(step, select=Hedged(cast("Ranks", step.select), float(value)), compare=connected)
 
-    steps = tuple(spread_out(step) for step in method.steps)
-    if steps == method.steps:
-        raise Refused(
-            f"{method.card.slug}: hedge={value!r} is for methods that keep the highest-ranked image tokens behind the "
-            "encoder; this one does not."
-        )
-    return replace(method, steps=steps) if value else method
+    changed = _rechosen(method, "hedge", value, spread_out)
+    return changed if value else method
 
 
 MODES: dict[str, Callable[[Method, object], Method]] = {
@@ -122,6 +141,7 @@ MODES: dict[str, Callable[[Method, object], Method]] = {
     "share": share,
     "page": page,
     "ragged": ragged,
+    "per": per,
     "hedge": hedge,
 }
 
@@ -154,6 +174,22 @@ def _changed(method: Method, name: str, value: object, change: Callable[[Step], 
             "this one does not."
         )
     return replace(method, steps=tuple(changed(step) for step in method.steps))
+
+
+def _chooses(step: Step) -> bool:
+    """Whether a step keeps the image tokens behind the encoder that rank highest."""
+    return (step.site.point, isinstance(step.action, Keep)) == ("encoder", True) and step.score is not None
+
+
+def _rechosen(method: Method, name: str, value: object, change: Callable[[Step], Step]) -> Method:
+    """Return ``method`` with its choices behind the encoder changed; refuse one that has none."""
+    steps = tuple(change(step) for step in method.steps)
+    if steps == method.steps:
+        raise Refused(
+            f"{method.card.slug}: {name}={value!r} is for methods that keep the highest-ranked image tokens behind the "
+            "encoder; this one does not."
+        )
+    return replace(method, steps=steps)
 
 
 def _ranking(method: Method, name: str, value: object, step: Step) -> TopK | PooledTopK:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from tiny_vision import VLMS, prompt
 
+import tithe
 from tithe.budget import Budget
 from tithe.errors import BadInput
 from tithe.selections.per_part import PerPart, shared_out
@@ -66,3 +70,33 @@ def test_everything_stays_where_the_budget_allows_it() -> None:
 def test_a_bound_out_of_range_is_refused(bound: int | float) -> None:
     with pytest.raises(BadInput, match="floor="):
         PerPart(Budget(0.5), floor=bound)
+
+
+def test_pooled_parts_compete_within_their_bounds() -> None:
+    score = torch.tensor([[[9.0, 8.0, 7.0, 6.0, 1.0, 2.0, 3.0, 4.0]]])
+    given = tokens([0, 0, 0, 0, 1, 1, 1, 1])
+    free = PerPart(Budget(4), pooled=True)(score, given).keep[0, 0]
+    assert free.nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+    floored = PerPart(Budget(4), floor=1, pooled=True)(score, given).keep[0, 0]
+    assert floored.nonzero()[:, 0].tolist() == [0, 1, 2, 7]
+    capped = PerPart(Budget(4), ceiling=0.5, pooled=True)(score, given).keep[0, 0]
+    assert capped.nonzero()[:, 0].tolist() == [0, 1, 6, 7]
+
+
+def test_the_mode_shares_a_budget_over_pictures() -> None:
+    model: Any = VLMS["llava"].model()
+    inputs = prompt("llava", model, [2])
+    kept: dict[object, list[int]] = {}
+    for per in ("image", "row", "part", ("row", 4), ("part", 0, 6)):
+        with torch.no_grad(), tithe.on(model, "fastervlm", keep=0.5, per=per, level="kept") as run:
+            model(**inputs)
+        keep = torch.cat([event.keep[0, 0] for event in run.trace.events])
+        kept[str(per)] = keep.view(2, 16).sum(-1).tolist()
+    assert kept["image"] == kept["part"] == [8, 8]
+    assert sum(kept["row"]) == sum(kept["('row', 4)"]) == 16
+    assert min(kept["('row', 4)"]) >= 4
+    assert kept["('part', 0, 6)"] == [6, 6]
+    with pytest.raises(BadInput, match=r"per='rows'.*Did you mean 'row'"):
+        tithe.method("fastervlm", per="rows")
+    with pytest.raises(tithe.Refused, match="per='row' is for methods"):
+        tithe.method("fastv", per="row")

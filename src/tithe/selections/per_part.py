@@ -18,12 +18,13 @@ class PerPart:
     """The best of each part by score, as many as its share of ``budget``; tokens of no part go when anything does.
 
     Shares are the step's ``allot``, else by size. ``floor`` and ``ceiling`` bound what is kept of a part, as a count
-    (int) or as a fraction of the part (float).
+    (int) or as a fraction of the part (float). ``pooled``: all parts compete by score within these bounds.
     """
 
     budget: Budget
     floor: int | float = 0
     ceiling: int | float | None = None
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         for name, bound in (("floor", self.floor), ("ceiling", self.ceiling)):
@@ -36,6 +37,8 @@ class PerPart:
         wanted = int(self.budget.count(tokens.seen)[0])
         if wanted >= int(tokens.seen[0]):
             return Selection(tokens.valid, tokens.cols)
+        if self.pooled:
+            return self._together(score.mean(1, keepdim=True), tokens, sizes, wanted)
         shares = tokens.allot if tokens.allot is not None else sizes / sizes.sum().clamp(min=1)
         counts = shared_out(wanted, shares, sizes, self.floor, self.ceiling)
         keep = torch.zeros_like(tokens.valid)
@@ -46,6 +49,23 @@ class PerPart:
             best = torch.where(inside, score, -torch.inf)
             keep |= highest(best, torch.full_like(best[..., :1], count).long()) & inside
         return Selection(keep, tokens.cols)
+
+    def _together(self, score: Tensor, tokens: Tokens, sizes: Tensor, wanted: int) -> Selection:
+        """Keep the floor of each part, then the best of all until the budget or a part's ceiling is reached."""
+        low = bounded(self.floor, sizes)
+        high = bounded(self.ceiling, sizes).maximum(low)
+        parts, alive = tokens.parts, tokens.valid[0, 0] & (tokens.parts >= 0)
+        order = score[0, 0].masked_fill(~alive, -torch.inf).argsort(descending=True, stable=True)
+        rank = torch.zeros_like(parts)
+        for part in range(len(sizes)):
+            mine = order[parts[order] == part]
+            rank[mine] = torch.arange(len(mine), device=rank.device)
+        safe = alive & (rank < low[parts.clamp(min=0)])
+        free = alive & ~safe & (rank < high[parts.clamp(min=0)])
+        best = torch.where(free, score[0, 0], -torch.inf)
+        left = torch.tensor([max(wanted - int(safe.sum()), 0)], device=best.device)
+        keep = safe | (highest(best, left) & free)
+        return Selection(keep[None, None], tokens.cols)
 
 
 def check_bound(name: str, bound: int | float | None) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tithe.selections.per_part import bounded
+from tithe.selections.top_k import highest
 from tithe.types import IMAGE, Selection, Tokens
 
 
@@ -30,9 +32,15 @@ def drawn(score: Tensor, among: Tensor, points: int) -> Tensor:
 
 @dataclass(frozen=True)
 class InverseTransform:
-    """Inverse-transform sampling of the image tokens: ``points`` draws (a count, or a share of the patches seen)."""
+    """Inverse-transform sampling of the image tokens: ``points`` draws (a count, or a share of the patches seen).
+
+    Where they fall on fewer than ``floor`` or more than ``ceiling`` tokens (counts, or shares of the patches seen), the
+    best by score are added or kept.
+    """
 
     points: int | float
+    floor: int | float = 0
+    ceiling: int | float | None = None
 
     def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
         """Select from ``score [B, 1, n]``."""
@@ -40,4 +48,11 @@ class InverseTransform:
         others = tokens.valid[:, 0] & ~among
         seen = int((tokens.seen - others.sum(-1)).max())
         points = self.points if isinstance(self.points, int) else max(1, int(seen * self.points + 1e-9))
-        return Selection((drawn(score[:, 0], among, points) | others)[:, None], tokens.cols)
+        keep = drawn(score[:, 0], among, points)
+        if self.floor or self.ceiling is not None:
+            size = among.sum(-1, keepdim=True)
+            low = bounded(self.floor, size)
+            count = keep.sum(-1, keepdim=True).clamp(min=low).clamp(max=bounded(self.ceiling, size).maximum(low))
+            best = score[:, 0].masked_fill(~among, -torch.inf)
+            keep = highest(torch.where(keep, best + best.masked_fill(~among, 0).amax() + 1, best), count) & among
+        return Selection((keep | others)[:, None], tokens.cols)

@@ -10,7 +10,8 @@ import tithe
 from tithe.check import check_method
 from tithe.errors import BadInput
 from tithe.scores.vision import cls_times_value
-from tithe.selections.sampling import drawn
+from tithe.selections.sampling import InverseTransform, drawn
+from tithe.types import Tokens
 
 VECTOR, _ = vector("ats")
 KINDS = ("weight", "bias")
@@ -125,3 +126,22 @@ def test_reads_digits_that_random_patches_lose() -> None:
 
 def test_contract() -> None:
     check_method("ats", classifier(), pixels())
+
+
+def test_a_floor_and_a_ceiling_bound_what_images_keep() -> None:
+    draw = torch.Generator().manual_seed(5)
+    score = torch.rand(3, 1, 33, generator=draw) ** 6
+    score[..., 0] = 0
+    kind = torch.ones(3, 1, 33, dtype=torch.long)
+    kind[..., 0] = 0
+    cols = torch.arange(33, dtype=torch.int32).expand(3, 1, -1)
+    given = Tokens(cols, torch.ones(3, 1, 33, dtype=torch.bool), torch.full((3,), 33), kind)
+    free = InverseTransform(16)(score, given).keep[:, 0, 1:]
+    least, most = int(free.sum(-1).min()), int(free.sum(-1).max())
+    assert 1 < least
+    more = InverseTransform(16, floor=most + 3)(score, given).keep[:, 0, 1:]
+    assert more.sum(-1).tolist() == [most + 3] * 3 and bool((more | ~free).all())
+    less = InverseTransform(16, ceiling=0.125)(score, given).keep[:, 0, 1:]
+    for row in range(3):
+        chosen = score[row, 0, 1:].masked_fill(~free[row], -1).topk(min(4, int(free[row].sum()))).indices
+        assert set(less[row].nonzero()[:, 0].tolist()) == set(chosen.tolist())
