@@ -87,7 +87,7 @@ def catalogue() -> str:
         "",
         "## Layers of their own",
         "",
-        "Attention mechanisms to build and train models from; no model is changed.",
+        "Attention mechanisms, encoders and models to build and train from; no model is changed.",
     ]
     for card, module in modules().values():
         parts += ["", *entry(card, module, f"In `{module.__name__}`.")]

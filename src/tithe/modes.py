@@ -106,7 +106,7 @@ def per(method: Method, value: object) -> Method:
             f"per={value!r} is not possible: image, row or part, a floor and a ceiling behind it such as ('row', 0.05)."
             f"{nearest(str(how), ('image', 'row', 'part'))}"
         )
-    floor, ceiling = (*bounds, *(0, None)[len(bounds) :])
+    floor, ceiling = bounds[0] if bounds else 0, bounds[1] if len(bounds) > 1 else None
     check_bound("floor", floor)
     check_bound("ceiling", ceiling)
 

@@ -138,7 +138,7 @@ def test_a_floor_and_a_ceiling_bound_what_images_keep() -> None:
     given = Tokens(cols, torch.ones(3, 1, 33, dtype=torch.bool), torch.full((3,), 33), kind)
     free = InverseTransform(16)(score, given).keep[:, 0, 1:]
     least, most = int(free.sum(-1).min()), int(free.sum(-1).max())
-    assert 1 < least
+    assert least > 1
     more = InverseTransform(16, floor=most + 3)(score, given).keep[:, 0, 1:]
     assert more.sum(-1).tolist() == [most + 3] * 3 and bool((more | ~free).all())
     less = InverseTransform(16, ceiling=0.125)(score, given).keep[:, 0, 1:]
