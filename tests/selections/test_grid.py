@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from tithe.selections.grid import blocks, coarse, even_points
+from tithe.budget import Budget
+from tithe.selections.grid import Blocks, blocks, coarse, even_points
+from tithe.types import Tokens
 
 GRIDS = [(12, 12), (24, 24), (5, 7), (3, 40), (1, 9), (16, 2)]
 
@@ -46,3 +49,23 @@ def test_blocks_cover_the_grid_evenly(grid: tuple[int, int]) -> None:
             ]
             spans = [max(part) - min(part) + 1 for part in parts]
             assert max(spans) - min(spans) <= 1
+
+
+def test_blocks_of_several_parts_stay_within_them() -> None:
+    """A thumbnail of 4 x 4, a crop of which the last column was cut off, and a newline token."""
+    nan = float("nan")
+    origin = [[0, row, col] for row in range(4) for col in range(4)]
+    origin += [[1, row, col] for row in range(4) for col in range(3)] + [[nan] * 3]
+    cols = torch.arange(29, dtype=torch.int32)[None, None]
+    given = Tokens(cols, torch.ones(1, 1, 29, dtype=torch.bool), torch.tensor([29]), origin=torch.tensor(origin))
+    chosen = Blocks(Budget(7))(torch.zeros(1, 1, 29), given)
+    assert chosen.dest is not None
+    keep, dest = chosen.keep[0, 0], chosen.dest[0, 0]
+    assert int(keep[:16].sum()) == 4 and int(keep[16:28].sum()) in (2, 3) and not bool(keep[28])
+    assert bool((dest[keep] == -1).all()) and bool(keep[dest[dest >= 0]].all())
+    part = given.parts
+    assert bool((part[dest[:28].clamp(min=0)] == part[:28])[dest[:28] >= 0].all())
+    for block in dest[:16].unique().tolist():
+        if block >= 0:
+            inside = [i for i in range(16) if int(dest[i]) == block] + [block]
+            assert len(inside) == 4 and {i // 8 for i in inside} == {block // 8}

@@ -6,7 +6,7 @@ from methods.vision.contract import tokens
 
 from tithe.budget import Budget
 from tithe.errors import Refused
-from tithe.selections.neighbours import AnchorsAndRegisters, beside
+from tithe.selections.neighbours import AnchorsAndRegisters, around, beside
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_several_at_once_is_the_union() -> None:
 
 
 def test_without_a_grid_it_is_refused() -> None:
-    with pytest.raises(Refused, match="no single grid"):
+    with pytest.raises(Refused, match="lie on no grid"):
         AnchorsAndRegisters(Budget(3), 0.1, wrap=True)(torch.rand(1, 2, 9), tokens(9))
 
 
@@ -49,3 +49,16 @@ def test_a_dead_token_is_no_neighbour() -> None:
     score[0, 0, 4] = 1
     selection = AnchorsAndRegisters(Budget(4), 1.0, wrap=False)(score, given)
     assert selection.keep[0, 0].nonzero()[:, 0].tolist() == [3, 4, 5, 7]
+
+
+def test_neighbours_in_a_mosaic_stay_within_their_crop() -> None:
+    """Two crops of 2 x 3 beside each other, rows interleaved, with a newline token after each row."""
+    nan = float("nan")
+    origin = [[part, row, col] for row in range(2) for part in range(2) for col in range(3)]
+    origin = [*origin[:6], [nan] * 3, *origin[6:], [nan] * 3]
+    cols = torch.arange(14, dtype=torch.int32)[None, None]
+    given = Tokens(cols, torch.ones(1, 1, 14, dtype=torch.bool), torch.tensor([14]), origin=torch.tensor(origin))
+    mask = torch.zeros(1, 14, dtype=torch.bool)
+    mask[0, 2] = True
+    assert around(mask, given, wrap=False)[0].nonzero()[:, 0].tolist() == [1, 2, 9]
+    assert around(mask, given, wrap=True)[0].nonzero()[:, 0].tolist() == [0, 1, 2, 7, 9]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from tithe import hosts
 from tithe.bench import registry, specs
 from tithe.bench.ask import Attach, Where, untouched
 from tithe.bench.figures import Figures
 from tithe.bench.specs import Spec
 from tithe.bench.tasks.base import Outcome, Setting, Task
-from tithe.bench.timing import one_thread_if_small, ratios
+from tithe.bench.timing import Ratios, alone, one_thread_if_small, ratios
 from tithe.budget import Keep, check_keep
 from tithe.errors import BadInput, Refused, TitheError, unknown
 from tithe.flow import Run, on
@@ -27,7 +28,9 @@ class Row:
 
     ``kept_tokens`` of ``total_tokens`` presented to the last selecting step; bytes when the answer ends; FLOPs of one
     reading of the context and of what is asked about it; ``prefill_ratio`` and ``decode_ratio`` are times over those of
-    the untouched model; None where a task has no such thing. ``quality``: see the task.
+    the untouched model; ``encode_s`` seconds of the vision tower, ``select_s`` of choosing among its tokens,
+    ``prefill_s`` of the language model's reading, ``decode_s`` of one token written, medians of the timings.
+    None where a task has no such thing. ``quality``: see the task.
     """
 
     model: str
@@ -49,6 +52,10 @@ class Row:
     n: int
     seed: int
     question: str | None
+    encode_s: float | None = None
+    select_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +129,10 @@ def run(
     chosen = check(tasks, methods, keeps, question, n, seed, length, repeat, params)
     label = name or (model if isinstance(model, str) else type(model.model).__name__)
     loaded = load_model(model) if isinstance(model, str) else model
-    todo = registry.check(list(tasks) or list(registry.serving(loaded.kind)), loaded.kind, label)
-    chosen = chosen or specs.collect(specs.serving(loaded.kind), params)
-    everything = {spec.label: spec for spec in (*chosen, *(specs.baselines(chosen, loaded.kind) if baselines else ()))}
+    todo = registry.check(list(tasks) or list(registry.serving(loaded.kind, label)), loaded.kind, label)
+    kind = hosts.find(loaded.model).kind
+    chosen = chosen or specs.collect(specs.serving(kind), params)
+    everything = {spec.label: spec for spec in (*chosen, *(specs.baselines(chosen, kind) if baselines else ()))}
     setting = Setting(n, seed, question, length)
     bench = _Bench(loaded, label, setting, (repeat, steps), params)
     units = [(task, spec, keep) for task in todo for spec in everything.values() for keep in spec.budgets(keeps)]
@@ -198,16 +206,14 @@ class _Bench:
         self._full[task.name] = plain.quality
         bytes_held = {name: getattr(plain.figures, name) for name in ("kv_bytes", "kv_allocated", "kv_bytes_full")}
         outcome = replace(plain, figures=replace(counted.figures, **bytes_held))
-        self._add(task, specs.UNTOUCHED, None, outcome, (1.0, None if task.kind == "vit" else 1.0))
+        self._add(task, specs.UNTOUCHED, None, outcome, self._timed(alone, task, self._attach(())))
 
     def one(self, task: Task, spec: Spec, keep: Keep | None) -> None:
         """Run one method at one budget, or note why it cannot be."""
         try:
             attach = self._attach(spec.methods(keep, self.params))
             outcome = task.evaluate(self.loaded, attach, self.setting)
-            repeat, steps = self.times
-            inputs = task.sample(self.loaded, self.setting)
-            times = ratios(self.loaded.model, inputs, attach, 0 if task.kind == "vit" else steps, repeat)
+            times = self._timed(ratios, task, attach)
         except TitheError as error:
             self.refused.append(Refusal(self.label, task.name, spec.label, keep, str(error)))
             return
@@ -224,9 +230,12 @@ class _Bench:
 
         return attach
 
-    def _add(
-        self, task: Task, method: str, keep: Keep | None, outcome: Outcome, times: tuple[float, float | None]
-    ) -> None:
+    def _timed(self, how: Callable[..., Ratios], task: Task, attach: Attach) -> Ratios:
+        repeat, steps = self.times
+        inputs = task.sample(self.loaded, self.setting)
+        return how(self.loaded.model, inputs, attach, 0 if task.kind == "vit" else steps, repeat)
+
+    def _add(self, task: Task, method: str, keep: Keep | None, outcome: Outcome, times: Ratios) -> None:
         self.rows.append(
             Row(
                 self.label,
@@ -235,8 +244,12 @@ class _Bench:
                 keep,
                 outcome.quality,
                 self._full[task.name],
-                prefill_ratio=times[0],
-                decode_ratio=times[1],
+                prefill_ratio=times.prefill,
+                decode_ratio=times.decode,
+                encode_s=times.seconds.encode,
+                select_s=times.seconds.select,
+                prefill_s=times.seconds.text,
+                decode_s=times.seconds.decode,
                 n=self.setting.n,
                 seed=self.setting.seed,
                 question=self.setting.question if task.positions else None,

@@ -19,10 +19,10 @@ class Beneath:
     Two grids over one picture overlap as the windows of adaptive average pooling do.
     """
 
-    def __call__(self, score: Tensor, tokens: Tokens, boxes: Tensor) -> Selection:
-        """Select from ``score [1, 1, n]`` and ``boxes [1, n, 8]``: as one looked down on, then as one that looks."""
+    def __call__(self, score: Tensor, tokens: Tokens, features: Tensor) -> Selection:
+        """Select from ``score [1, 1, n]`` and boxes ``[1, n, 8]``: as one looked down on, then as one that looks."""
         keep = (score > 0) & tokens.valid
-        seen, looks = boxes[0, :, :4], boxes[0, :, 4:]
+        seen, looks = features[0, :, :4], features[0, :, 4:]
         who = (keep[0, 0] & (looks[:, 2] > looks[:, 0])).nonzero()[:, 0]
         down = (tokens.valid[0, 0] & (seen[:, 2] > seen[:, 0])).nonzero()[:, 0]
         mine, theirs = looks[who][:, None], seen[down][None]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tithe.budget import Budget
+from tithe.selections.per_part import alive_sizes, shared_out
 from tithe.types import Selection, Tokens
 
 Grid = tuple[int, int]
@@ -71,19 +72,52 @@ class EvenPoints:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Cut the grid of each image into at most ``budget`` blocks; each block's middle token takes in the others."""
+    """Cut every picture, crop or frame into blocks, at most ``budget`` together; the middle one takes in its block.
+
+    Tokens of no part, such as the newlines of a mosaic, go.
+    """
 
     budget: Budget
 
     def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
         """Select by place; ``score [1, 1, n]`` is not read."""
-        grid = grid_of(tokens)
-        cell, middle = blocks(coarse(int(self.budget.count(tokens.seen)[0]), grid), grid)
-        place = torch.tensor(middle, device=tokens.cols.device)[torch.tensor(cell, device=tokens.cols.device)]
-        own = place == torch.arange(len(cell), device=place.device)
-        return Selection(
-            own.expand_as(tokens.valid), tokens.cols, torch.where(own, -1, place).expand(tokens.cols.shape)
-        )
+        parts, sizes = tokens.parts, alive_sizes(tokens)
+        wanted = int(self.budget.count(tokens.seen)[0])
+        if wanted >= int(tokens.seen[0]):
+            return Selection(tokens.valid, tokens.cols, torch.full(tokens.cols.shape, -1, device=parts.device))
+        dest = torch.full_like(parts, -1)
+        keep = torch.zeros_like(tokens.valid)
+        for part, count in enumerate(shared_out(wanted, sizes / sizes.sum().clamp(min=1), sizes).tolist()):
+            places = (parts == part).nonzero()[:, 0]
+            if count:
+                middle = places[_middles(*_raster(tokens, places), count)]
+                dest[places] = torch.where(middle == places, -1, middle)
+                keep[..., middle] = True
+        return Selection(keep & tokens.valid, tokens.cols, dest.expand(tokens.cols.shape))
+
+
+def _raster(tokens: Tokens, places: Tensor) -> tuple[Tensor, Grid]:
+    """Return the place ``[m]`` of each token on the smallest raster that holds them all, and that raster."""
+    if tokens.origin is None or tokens.grids is not None:
+        return torch.arange(len(places), device=places.device), grid_of(tokens)
+    row, col = tokens.origin[places, 1:].round().long().unbind(-1)
+    row, col = row - row.min(), col - col.min()
+    return row * (int(col.max()) + 1) + col, (int(row.max()) + 1, int(col.max()) + 1)
+
+
+def _middles(at: Tensor, grid: Grid, count: int) -> Tensor:
+    """Return for each of the tokens ``at [m]`` of ``grid`` which of them is the middle of its block, ``[m]``.
+
+    Where the middle of a block is missing, its first token stands in.
+    """
+    cell, middle = (torch.tensor(one, device=at.device) for one in blocks(coarse(count, grid), grid))
+    mine = cell[at]
+    number = torch.arange(len(at), device=at.device)
+    first = torch.full((len(middle),), len(at), device=at.device).scatter_reduce_(0, mine, number, "amin")
+    holder = torch.full((grid[0] * grid[1],), -1, device=at.device)
+    holder[at] = number
+    stands = torch.where(holder[middle] >= 0, holder[middle], first)
+    return stands[mine]
 
 
 def grid_of(tokens: Tokens) -> Grid:

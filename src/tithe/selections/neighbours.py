@@ -33,6 +33,25 @@ def beside(mask: Tensor, grid: Grid, wrap: bool) -> Tensor:
     )
 
 
+def around(mask: Tensor, tokens: Tokens, wrap: bool) -> Tensor:
+    """Return ``mask [1, n]`` with its neighbours: on the picture's one grid, or within each crop of a mosaic."""
+    if tokens.grids is not None:
+        return beside(mask, tokens.grids[0], wrap)
+    if tokens.origin is None:
+        raise Refused("The image tokens of this model lie on no grid, so none has neighbours.")
+    found, parts = mask.clone(), tokens.parts
+    for part in range(1 + int(parts.max())):
+        places = (parts == part).nonzero()[:, 0]
+        if not len(places):
+            continue
+        row, col = tokens.origin[places, 1:].round().long().clamp(min=0).unbind(-1)
+        grid = int(row.max()) + 1, int(col.max()) + 1
+        raster = torch.zeros(1, grid[0] * grid[1], dtype=torch.bool, device=mask.device)
+        raster[0].index_put_((row * grid[1] + col,), mask[0, places])
+        found[0, places] = beside(raster, grid, wrap)[0, row * grid[1] + col] | mask[0, places]
+    return found
+
+
 @dataclass(frozen=True)
 class AnchorsAndRegisters:
     """Anchors, the best by the first of two scores, bring their neighbours; registers, the best by the second, fill up.
@@ -46,12 +65,10 @@ class AnchorsAndRegisters:
 
     def __call__(self, score: Tensor, tokens: Tokens) -> Selection:
         """Select from ``score [B, 2, n]``, whose rows are the score of anchors and that of registers."""
-        if tokens.grids is None:
-            raise Refused("The image tokens of this model form no single grid, so none has neighbours.")
         live = tokens.valid[:, 0]
         count = self.budget.count(tokens.seen)[:, None]
         first, second = score.masked_fill(~live[:, None], -torch.inf).unbind(1)
         anchors = highest(first, (count.double() * self.alpha / 5).round()) & live
-        near = beside(anchors, tokens.grids[0], self.wrap) & live
+        near = around(anchors, tokens, self.wrap) & live
         keep = highest(second.masked_fill(near, torch.inf), count) & live
         return Selection(keep[:, None], tokens.cols)

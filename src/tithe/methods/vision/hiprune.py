@@ -4,8 +4,8 @@ Deviation: kept tokens stay at their own positions in the prompt, as in the auth
 LLaVA counts anew; the budget is of the whole image, where theirs for LLaVA is split over tiles; a fraction is rounded
 down. An anchor is never counted again as a register, where the code for Qwen can do so and then keeps fewer than the
 budget. ``layer`` counts from 0 (the authors' 9 of 24 is 8); towers of another depth take three eighths of it. The
-authors' settings for Qwen2.5-VL are ``layer=15, deep=-1``. Mosaics of crops have no single grid and are refused, where
-theirs has neighbours within each tile.
+authors' settings for Qwen2.5-VL are ``layer=15, deep=-1``. In a mosaic neighbours are counted within each crop, as
+theirs are within each tile.
 """
 
 from __future__ import annotations
