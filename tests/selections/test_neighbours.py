@@ -7,6 +7,7 @@ from methods.vision.contract import tokens
 from tithe.budget import Budget
 from tithe.errors import Refused
 from tithe.selections.neighbours import AnchorsAndRegisters, around, beside
+from tithe.types import Tokens
 
 
 @pytest.mark.parametrize(
