@@ -28,7 +28,8 @@ import tables
 
 import tithe
 from tithe.catalogue import Factory, modules
-from tithe.hosts import classifier, images, statespace
+from tithe.hosts import classifier, images, policy, statespace
+from tithe.modules import vim
 from tithe.types import Card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,14 +51,28 @@ READING = (
 READING_LESS = "gemfilter,promptdistill:layer=2,xl3m:segment=64:overlap=16,kivi,cskv"
 CONTEXT = f"{EVICTING},{READING},{READING_LESS}"
 ON_TEXT = f"tithe bench --model zoo:llm --methods {CONTEXT} --keep 0.5,0.25,0.1,0.05"
+SHARES = "0.5,0.33,0.22,0.11,0.05"
+BEFORE = "fastervlm,fastervlm:hedge=0.5,vtc-cls,hiprune,fopru,hired,globalcom2,divprune,visionzip,dymu"
+AROUND = "prumerge,token-correlation-doc,todre,aim,vflowopt,catp:layer=2,covipal,rcp"
+INSIDE = "fastv,pyramiddrop,sparsevlm,transprune,adatoken-3d,lvlm-csp"
+ON_SCENES = (
+    "fastervlm,fastervlm:hedge=0.5,hiprune,hired,globalcom2,divprune,visionzip,todre,fastv,pyramiddrop,transprune"
+)
+ON_CLIPS = "holitom,ts-llava,stts"
 BENCHMARKS = (
     f"{ON_TEXT} --task multikey --n 8 --repeat 3 --question inside --json",
     f"{ON_TEXT} --task multikey --n 8 --repeat 3 --question after --json",
     f"{ON_TEXT} --task lm --n 4 --repeat 3 --json",
-    "tithe bench --model zoo:vlm --task vqa --methods fastervlm,vtc-cls,hiprune,visionzip,fastv"
-    " --keep 0.25,0.1,0.05 --n 64 --repeat 15 --json",
-    "tithe bench --model zoo:vit --task digits --methods tome,ats:points=0.5,ats:points=0.25,ats:points=0.1"
-    " --keep 0.5,0.25,0.1 --n 256 --repeat 15 --json",
+    f"tithe bench --model zoo:vlm --task vqa --methods {BEFORE},{AROUND},{INSIDE} --keep {SHARES}"
+    " --n 48 --repeat 5 --json",
+    f"tithe bench --model zoo:scenes --task ocr,counting,grounding,many-images --methods {ON_SCENES} --keep {SHARES}"
+    " --n 24 --repeat 3 --json",
+    f"tithe bench --model zoo:scenes --task video --methods {ON_SCENES},{ON_CLIPS} --keep {SHARES}"
+    " --n 24 --repeat 3 --json",
+    "tithe bench --model zoo:vit --task digits --methods tome,token-transforming,zero-tprune,evit,tca,ats:points=0.5,"
+    "ats:points=0.25,ats:points=0.1 --keep 0.5,0.33,0.22,0.11 --n 256 --repeat 5 --json",
+    "tithe bench --model zoo:vim --task digits --methods ssm-token-pruning --keep 0.5,0.33,0.22"
+    " --n 256 --repeat 5 --json",
 )
 
 
@@ -149,8 +164,11 @@ def hosts() -> str:
         (
             "- **llm**: every decoder-only model of transformers whose attention is looked up by name; no adapter",
             f"- **vlm**: {', '.join(sorted(images.FAMILIES))}",
-            f"- **vit**: {', '.join(sorted(classifier.FAMILIES))}",
+            f"- **vit**: {', '.join(sorted(set(classifier.FAMILIES) - {vim.VimConfig.model_type}))}",
             f"- **ssm**: {', '.join(sorted(statespace.FAMILIES))}",
+            "- **vssm**: the vision state-space model of `tithe.modules.vim`",
+            f"- **vla**: {', '.join(sorted(policy.FAMILIES))}",
+            "- **vggt**: the geometry transformer of `tithe.modules.vggt`",
         )
     )
 
@@ -184,14 +202,20 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "savings": savings,
     "results": lambda: tables.summary(figures()),
     "rows": lambda: tables.everything(figures()),
+    "losers": lambda: tables.losing(figures()),
+    "stages": lambda: tables.stages(figures()),
     **{f"options {verb}": partial(options, verb) for verb in VERBS},
 }
 
 
-def bench() -> None:
-    """Run the benchmarks and write their rows."""
+def bench(only: str) -> None:
+    """Run the benchmarks whose command holds ``only`` and write their rows; those of the others stay as they are."""
+    held = {run["command"]: run for run in figures()["runs"]} if only else {}
     runs = []
     for command in BENCHMARKS:
+        if only not in command and command in held:
+            runs.append(held[command])
+            continue
         done = run(command, ROOT)
         if done.returncode == 2 or not done.stdout:
             raise SystemExit(f"{command}\n{done.stderr}")
@@ -260,7 +284,13 @@ def outdated() -> list[str]:
 def main() -> int:
     """Run."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--bench", action="store_true", help="run the benchmarks and write docs/bench.json first")
+    options.add_argument(
+        "--bench",
+        nargs="?",
+        const="",
+        metavar="ONLY",
+        help="run the benchmarks that name ONLY, and write docs/bench.json",
+    )
     options.add_argument("--capture", action="store_true", help="run the commands shown on the pages again")
     options.add_argument("--check", action="store_true", help="write nothing; name what is out of date")
     given = options.parse_args()
@@ -268,8 +298,8 @@ def main() -> int:
         late = outdated()
         print("\n".join(f"out of date: {page}" for page in late) or "all pages are up to date")
         return int(bool(late))
-    if given.bench:
-        bench()
+    if given.bench is not None:
+        bench(given.bench)
     for page in PAGES:
         before = page.read_text()
         after = filled(before, given.capture)

@@ -15,6 +15,14 @@ HEADLINE = (
     "tidaldecode", "tokenselect", "infllm", "gemfilter", "promptdistill", "xl3m", "kivi",
 )  # fmt: skip
 """The methods for text that the summary shows; the others stand with all rows."""
+PICTURES = (
+    "fastervlm", "hiprune", "divprune", "visionzip", "dymu", "aim", "vflowopt", "fastv", "pyramiddrop", "transprune",
+    "random-patches", "uniform-patches", "downsample",
+)  # fmt: skip
+"""Those for pictures."""
+BASELINES = ("random", "recency", "uniform", "untouched")
+SUMMED = ("multikey", "vqa", "digits")
+"""The tasks of the summary."""
 
 
 def summary(figures: Figures) -> str:
@@ -22,7 +30,7 @@ def summary(figures: Figures) -> str:
     parts: list[str] = []
     for run in figures["runs"]:
         for rows in groups(run["rows"]):
-            if rows[0]["task"] != "lm":
+            if rows[0]["task"] in SUMMED:
                 parts += ["", *heading(rows), "", *table([row for row in rows if headline(row)])]
     if not parts:
         return NONE_YET
@@ -43,6 +51,35 @@ def everything(figures: Figures) -> str:
         refused = dict.fromkeys(f"`{one['method']}` on {one['task']}: {one['reason']}" for one in run["refused"])
         parts += [f"\n- {reason}" for reason in refused]
     return "\n".join([*parts[1:], "", f"Measured with {figures['on']}."])
+
+
+def losing(figures: Figures) -> str:
+    """Return what random choice equals or beats at the same budget: a line for each method and task."""
+    from tithe.bench import losers
+
+    where: dict[tuple[str, str, str], list[str]] = {}
+    for run in figures["runs"]:
+        for one in losers(run["rows"]):
+            asked = f"{one.task}, {one.question}" if one.question else one.task
+            said = f"{one.keep:g} ({number(one.quality)} against {number(one.chance)})"
+            where.setdefault((one.method, one.model, asked), []).append(said)
+    if not where:
+        return "None." if figures["runs"] else NONE_YET
+    lines = head(("method", "model", "task", "keep (its quality against that of random)"))
+    lines += [line((f"`{method}`", model, task, "; ".join(at))) for (method, model, task), at in where.items()]
+    return "\n".join(lines)
+
+
+def stages(figures: Figures, keep: float = 0.22) -> str:
+    """Return where the time goes at one budget, in milliseconds, on every task with pictures."""
+    parts = head(("model", "task", "method", "encoder", "select", "prefill", "decode"))
+    for run in figures["runs"]:
+        for row in run["rows"]:
+            if row.get("encode_s") is None or row["keep"] not in (None, keep) or row["decode_s"] is None:
+                continue
+            spent = [1000 * row[name] for name in ("encode_s", "select_s", "prefill_s", "decode_s")]
+            parts.append(line((row["model"], row["task"], f"`{row['method']}`", *(f"{one:.1f}" for one in spent))))
+    return "\n".join(parts) if len(parts) > 2 else NONE_YET
 
 
 def groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -96,10 +133,11 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def headline(row: Row) -> bool:
-    """Whether the summary has room for a row: all of an image's methods, some of a text's, without their variants."""
+    """Whether the summary has room for a row: some methods, without their variants, on one task of each kind."""
     slug, *own = str(row["method"]).split(":")
-    plain = not any(name in part for part in own for name in ("page=", "share=", "ragged=", "profile="))
-    return row["task"] != "multikey" or (plain and slug in HEADLINE) or slug in ("random", "recency", "uniform")
+    plain = not any(name in part for part in own for name in ("page=", "share=", "ragged=", "profile=", "hedge="))
+    known = HEADLINE if row["task"] == "multikey" else PICTURES if row["task"] == "vqa" else None
+    return (plain and (known is None or slug in known)) or slug in BASELINES
 
 
 def is_random(row: Row) -> bool:

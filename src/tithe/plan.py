@@ -139,7 +139,10 @@ def _bind(method: Method, place: int, step: Step, host: Host) -> Bound:
     if site.point in ("encoder", "block") and host.vision is None:
         raise Refused(f"{slug} acts on image tokens; {host.name} has no vision tower.")
     if site.point == "block" and (host.vision is None or host.vision.tail is None):
-        raise Refused(f"{slug} acts between attention and MLP of a vision block; {host.name} declares no block tail.")
+        why = " (its connector joins patches, or its tower is not known)" if host.kind == "vlm" else ""
+        raise Refused(
+            f"{slug} acts between attention and MLP of a vision block; {host.name} declares no block tail{why}."
+        )
     if site.point == "scan" and site.tower == "image" and host.kind != "vssm":
         raise Refused(f"{slug} acts in the scans of a vision tower; {host.name} has none.")
     if site.point == "encoder" and host.image_token is None:

@@ -154,7 +154,7 @@ def profile(
             drawn from ``seed``, of text with hidden facts where a ``tokenizer`` is given, else of random tokens with a
             passage to repeat. A method that prunes pictures takes ``Sample``s, which cannot be drawn.
         **options: of the method: compresskv ``keep, new, recall``; duo-attention ``steps, sink, recent, rate,
-            sparing``; vflowopt ``keep, initial, steps, deep``.
+            sparing``; dymu ``keep, schedule``; vflowopt ``keep, initial, steps, deep``.
 
     Raises:
         BadInput: a method that has no profile, an unknown option, or a model that answers none of the probes.

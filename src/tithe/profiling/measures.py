@@ -10,6 +10,7 @@ from tithe.budget import Keep
 from tithe.profiling.drift import Sample, strategy
 from tithe.profiling.gates import learned_gates
 from tithe.profiling.importance import layer_importance
+from tithe.profiling.merging import merge_thresholds
 from tithe.scores.heads import Probe, best, retrieval_scores
 
 Measured = tuple[dict[str, Any], dict[str, Any]]
@@ -55,8 +56,15 @@ def vflowopt(
     return data, {"keep": keep, "initial": initial, "steps": steps, "deep": deep, "likeness": reached}
 
 
+def dymu(model: Any, probes: Sequence[Sample], keep: int | float = 1 / 3, schedule: str = "constant") -> Measured:
+    """Learn how alike patches must be to merge, so that pictures keep ``keep`` of their tokens on the mean."""
+    data = {"keep": keep, "thresholds": merge_thresholds(model, probes, keep, schedule)}
+    return data, {"keep": keep, "schedule": schedule}
+
+
 MEASURES: dict[str, Callable[..., Measured]] = {
     "compresskv": compresskv,
     "duo-attention": duo_attention,
+    "dymu": dymu,
     "vflowopt": vflowopt,
 }

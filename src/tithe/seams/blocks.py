@@ -208,10 +208,10 @@ class BlockState:
 
     drop = keep
 
-    def merge(self, selection: Selection, proportional: bool, apart: bool = False) -> None:
+    def merge(self, selection: Selection, proportional: bool, apart: Tensor | None = None) -> None:
         """Join every token with a destination to it: the mean of their patches, or the sum of the shares given.
 
-        ``apart``: where some were joined, the tokens of even slots then stand before those of odd ones.
+        ``apart [B]``: the rows in which the tokens of even slots then stand before those of odd ones.
         """
         seam = self._seam
         assert selection.dest is not None
@@ -254,15 +254,15 @@ class BlockState:
         seam.spread = seam.spread @ flow.mT
         return self._take(keep)
 
-    def _take(self, keep: Tensor, apart: bool = False) -> None:
+    def _take(self, keep: Tensor, apart: Tensor | None = None) -> None:
         seam = self._seam
         if bool((keep == seam.alive[:, 0]).all()):
             return
         widest = int(keep.sum(-1).max())
         order = 2 * (~keep).to(torch.int8)
-        if apart:
+        if apart is not None:
             odd = torch.arange(keep.shape[1], device=keep.device) % 2
-            order = order + odd * (keep != seam.alive[:, 0]).any(-1, keepdim=True) * keep
+            order = order + odd * (keep & apart[:, None])
         index = order.argsort(dim=-1, stable=True)[:, :widest]
         alive = keep.gather(1, index)
         self.hidden, self.changed = take(self.hidden, index), True

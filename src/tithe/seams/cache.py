@@ -186,6 +186,8 @@ class CacheLayer(CacheLayerMixin):
             self.seen += tokens_to_remove
             if "seen" in self.memory:
                 self.memory["seen"] = self.memory["seen"] + tokens_to_remove
+            if "leader" in self.memory:
+                self.memory["leader"] = self.memory["leader"][:, : self.seen]
             if "decoded" in self.memory:
                 self.memory["decoded"] = self.memory["decoded"][:, :tokens_to_remove]
 

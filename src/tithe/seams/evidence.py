@@ -149,6 +149,7 @@ class Evidence:
         prompt: Prompted | None = None,
         pixels: Callable[[], Tensor | None] | None = None,
         carried: dict[str, Tensor] | None = None,
+        groups: Callable[[], Tensor | None] | None = None,
     ) -> None:
         self._layers = layers
         self._here = here
@@ -158,6 +159,7 @@ class Evidence:
         self._parts = parts
         self._pixels = pixels
         self._carried = carried or {}
+        self._groups = groups
         self.features = features
         self.prompt = prompt
         self.segments: SegmentEvidence | None = None
@@ -195,6 +197,14 @@ class Evidence:
     def pixels(self) -> Tensor | None:
         """``[crops, slots, p]``: what the tower was given, in the order of its slots, None where that is not known."""
         return self._pixels() if self._pixels is not None else None
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """``[n]``: the number of each token's group, equal where patches merged in the vision tower made them equal."""
+        found = self._groups() if self._groups is not None else None
+        if found is None:
+            raise Refused("The host does not say which image tokens show the same patches of its vision tower.")
+        return found
 
     def carried(self, name: str, cols: Tensor) -> Tensor:
         """Return the score that the step which carries ``name`` gave to ``cols [B, 1, n]``, 0 for other tokens."""

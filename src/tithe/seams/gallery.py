@@ -16,8 +16,10 @@ from tithe.hosts.base import Crops
 from tithe.seams.asking import Prompted
 from tithe.seams.evidence import Evidence
 from tithe.seams.features import MODALITIES, levels, placeholders, rebuilt, sizes
+from tithe.seams.groups import check_read, groups_of
 from tithe.seams.image import Encoding, TowerLayer, together
 from tithe.seams.merging import joined
+from tithe.seams.virtual import stand_for
 from tithe.types import IMAGE, Part, Per, Selection, Tokens
 
 if TYPE_CHECKING:
@@ -184,6 +186,7 @@ class ImageState:
             parts=self._parts,
             prompt=Prompted(run, bound, self.gallery.ids, self.entries[0].row, self.cols),
             pixels=lambda: self._pixels(run),
+            groups=self._groups,
         )
 
     @cached_property
@@ -251,6 +254,20 @@ class ImageState:
             return None
         found: list[Callable[[Any], Tensor]] = [one for one in made if one is not None]
         return torch.cat([one(entry.output) for one, entry in zip(found, self.entries, strict=True)])[None]
+
+    def _groups(self) -> Tensor | None:
+        for entry in self.entries:
+            if entry.encoding is not None:
+                check_read(entry.encoding.inputs, self.gallery.run.host.model.config)
+        return groups_of(self.entries, self._origin)
+
+    def represent(self, selection: Selection) -> None:
+        """Keep the selected tokens; the language model reads each also at the places of those merged into it."""
+        dest = selection.dest[0, 0] if selection.dest is not None else None
+        if dest is not None and bool((dest >= 0).any()):
+            cols = self.gallery.stream.past + self.cols.to(dest.device)
+            stand_for(self.gallery.run, self.entries[0].row, cols, torch.where(dest >= 0, cols[dest], cols))
+        self.keep(selection)
 
     def keep(self, selection: Selection) -> None:
         """Keep the selected tokens only."""

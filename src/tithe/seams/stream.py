@@ -42,7 +42,8 @@ class Stream:
     ``local [B, end]`` maps original columns to columns of the model's own mask after an input cut, and
     ``renumbered`` says that positions were then counted anew. ``index [B, T]`` holds, once tokens left between layers,
     the slots of this forward that still flow; ``waiting`` those set aside, ``passages`` what layers made of theirs,
-    ``carried [B, end]`` scores that an encoder step left by column.
+    ``carried [B, end]`` scores that an encoder step left by column, ``leader [B, end]`` the column that each one is
+    read from (see ``virtual``).
     """
 
     cols: Tensor
@@ -58,6 +59,7 @@ class Stream:
     passages: dict[int, Passage] = field(default_factory=dict)
     waiting: Waiting | None = None
     carried: dict[str, Tensor] = field(default_factory=dict)
+    leader: Tensor | None = None
     given: Tensor = field(init=False)
     entered: Tensor = field(init=False)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tithe.errors import Refused
-from tithe.seams import prompt
+from tithe.seams import prompt, virtual
 from tithe.seams.attention import Tapped
 from tithe.seams.cache import CacheLayer
 from tithe.seams.evidence import LayerEvidence
@@ -102,9 +102,13 @@ class TextTap:
         if layer is not None and layer.fresh:
             layer.fresh = False
             self.run.store_made(index, layer)
-        if layer is not None and self.run.plan.fires("query", self.run.phase, index):
-            out, weights = self._chosen(call)
+        leader = virtual.leaders(stream, layer)
+        if leader is not None:
+            out, weights = self._virtual(call, leader), None
             results: Results = {}
+        elif layer is not None and self.run.plan.fires("query", self.run.phase, index):
+            out, weights = self._chosen(call)
+            results = {}
         else:
             out, weights, held, results = self._attend(call)
             self._count(call, held)
@@ -184,6 +188,21 @@ class TextTap:
                 self._count(part, held)
             parts.append(out)
         return (parts[0], weights) if len(parts) == 1 else (torch.cat(parts, 1), None)
+
+    def _virtual(self, call: Call, leader: Tensor) -> Tensor:
+        """Attend over every column, those of virtual tokens included; average the outputs of each token."""
+        if call.rest.get("sliding_window"):
+            raise Refused("Virtual tokens are not served where layers see a sliding window only; pass virtual=False.")
+
+        def turn(x: Tensor, by: Tensor) -> Tensor:
+            return self.run.rotary.turn(x, by, call.index)
+
+        full = virtual.expanded(call.query, call.view(), call.stream, leader, turn, masked=self.tapped.own != "sdpa")
+        given = (call.module, full.query, full.keys, full.values, full.mask)
+        out, _ = self.tapped.run_own(*given, scaling=call.scaling, **call.rest)
+        held = full.keys.shape[2]
+        self.run.counter.attention(full.query, held, call.stream.width, self.run.reach(call.layer, call.stream))
+        return full.queries.averaged(out, call.steps)
 
     def _sparse(self, call: Call, reader: Reader, found: LayerEvidence) -> Tensor:
         """Let a method's reader attend, and count what it spent."""
