@@ -53,12 +53,12 @@ CONTEXT = f"{EVICTING},{READING},{READING_LESS}"
 ON_TEXT = f"tithe bench --model zoo:llm --methods {CONTEXT} --keep 0.5,0.25,0.1,0.05"
 SHARES = "0.5,0.33,0.22,0.11,0.05"
 BEFORE = "fastervlm,fastervlm:hedge=0.5,vtc-cls,hiprune,fopru,hired,globalcom2,divprune,visionzip,dymu"
-AROUND = "prumerge,token-correlation-doc,todre,aim,vflowopt,catp:layer=2,covipal,rcp"
+AROUND = "prumerge,token-correlation-doc,todre,aim,vflowopt,catp:layer=2,covipal:weights=vlm,rcp:weights=vlm"
 INSIDE = "fastv,pyramiddrop,sparsevlm,transprune,adatoken-3d,lvlm-csp"
 ON_SCENES = (
     "fastervlm,fastervlm:hedge=0.5,hiprune,hired,globalcom2,divprune,visionzip,todre,fastv,pyramiddrop,transprune"
 )
-ON_CLIPS = "holitom,ts-llava,stts"
+ON_CLIPS = "holitom,ts-llava,stts:weights=scenes"
 BENCHMARKS = (
     f"{ON_TEXT} --task multikey --n 8 --repeat 3 --question inside --json",
     f"{ON_TEXT} --task multikey --n 8 --repeat 3 --question after --json",

@@ -1,6 +1,7 @@
 """Figures of the methods that need a little training: `python training/ring2.py` prints docs/ring2.md from its JSON.
 
-The scripts `cskv.py`, `cca.py` and `still.py` beside this one write their part of docs/ring2.json.
+The scripts `cskv.py`, `cca.py`, `still.py`, `covipal.py` and `rcp.py` beside this one write their part of
+docs/ring2.json.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ TEXT = 4_000_000  # characters of the training files that are read
 
 INTRO = f"""# Methods that need a little training
 
-Each was put on the embedded language model, unmodified, and trained for minutes on one CPU thread by a seeded script.
+Each was put on an embedded model, unmodified, and trained for minutes on one CPU thread by a seeded script: the
+language model, or where image tokens go the vision-language model, whose columns are shares of questions answered.
 Recall is the share of {CASES * ASKED} held-out questions answered with both values, four questions on each context of
 about {LENGTH} tokens with {FACTS} facts; loss is in nats per token of held-out Python source, windows of 512.
 Rows that spend the same can be compared. Where a trained row stays below the plain window of its size, the
@@ -98,10 +100,9 @@ def page(figures: dict[str, Any]) -> str:
     parts = [INTRO]
     for name, about in sorted(figures.items()):
         parts.append(f"## {name}\n\n{about['what']}\n")
-        lines = ["| | recall | loss | spends |", "| --- | ---: | ---: | --- |"]
-        lines += [
-            f"| {row['name']} | {row['recall']:.3f} | {row['loss']:.3f} | {row['spends']} |" for row in about["rows"]
-        ]
+        one, two = about.get("columns", ("recall", "loss"))
+        lines = [f"| | {one} | {two} | spends |", "| --- | ---: | ---: | --- |"]
+        lines += [f"| {row['name']} | {row[one]:.3f} | {row[two]:.3f} | {row['spends']} |" for row in about["rows"]]
         parts.append("\n".join(lines) + "\n")
         parts.append(f"{about['training']}\n")
     return "\n".join(parts)

@@ -34,7 +34,8 @@ class Compressor:
         """Return ``[m, d]`` from ``queries [m, d]``, ``regions [m, r, d]`` and which of these count, ``[m, r]``."""
         mask = inside[:, None, None]
         if not self.weights:
-            return scaled_dot_product_attention(queries[:, None, None], regions[:, None], regions[:, None], mask)[:, 0, 0]
+            query, rows = queries[:, None, None], regions[:, None]
+            return scaled_dot_product_attention(query, rows, rows, mask).flatten(1)
         for layer in range(self.layers):
             queries = self._layer(f"{layer}.", queries, regions, mask)
         return self._linear("fc", queries)
@@ -75,7 +76,7 @@ class Compress:
 
 
 def gathered(pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rows ``[m]`` that ``pairs [2, p]`` name, the columns of each ``[m, r]``, and which count ``[m, r]``."""
+    """Return the rows ``[m]`` that ``pairs [2, p]`` name, their columns ``[m, r]``, and which of these count."""
     who, row, counts = pairs[0].unique(return_inverse=True, return_counts=True)
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     region = row.new_zeros(len(who), int(counts.max()) if len(who) else 0)

@@ -29,7 +29,7 @@ class Resampler:
         few, every = self._norm("norm_kept", few), self._norm("norm_all", every)
         key, value = linear(torch.cat([every, few], -2), w["key_value.weight"]).chunk(2, -1)
         query = linear(few, w["query.weight"])
-        read = scaled_dot_product_attention(*(self._heads(part) for part in (query, key, value)))
+        read = scaled_dot_product_attention(self._heads(query), self._heads(key), self._heads(value))
         out = self._norm("norm", linear(read.transpose(-3, -2).flatten(-2), w["out.weight"]))
         return kept + w["scale"] * linear(gelu(linear(out, w["fc1.weight"])), w["fc2.weight"])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from tithe.types import Selection, Tokens
 
 SLACK = 1e-5
+ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,19 @@ class Beneath:
         seen, looks = features[0, :, :4], features[0, :, 4:]
         who = (keep[0, 0] & (looks[:, 2] > looks[:, 0])).nonzero()[:, 0]
         down = (tokens.valid[0, 0] & (seen[:, 2] > seen[:, 0])).nonzero()[:, 0]
-        mine, theirs = looks[who][:, None], seen[down][None]
-        overlap = torch.minimum(mine[..., 2:], theirs[..., 2:]) - torch.maximum(mine[..., :2], theirs[..., :2])
-        row, col = (overlap > SLACK).all(-1).nonzero().unbind(1)
+        pairs = [below(looks[who[start : start + ROWS]], seen[down]) for start in range(0, len(who), ROWS)]
+        row = torch.cat([row + ROWS * block for block, (row, _) in enumerate(pairs)])
+        col = torch.cat([col for _, col in pairs])
         share = 1 / torch.bincount(row, minlength=len(who)).clamp(min=1).float()
         place = torch.stack([torch.zeros_like(row), who[row], down[col]])
         n = keep.shape[-1]
         mix = torch.sparse_coo_tensor(place, share[row], (1, n, n), check_invariants=False).coalesce()
         return Selection(keep, tokens.cols, mix=mix)
+
+
+def below(looks: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pairs, row and column, of boxes ``looks [m, 4]`` that overlap boxes ``seen [n, 4]``."""
+    low = torch.minimum(looks[:, None, 2:], seen[None, :, 2:])
+    high = torch.maximum(looks[:, None, :2], seen[None, :, :2])
+    row, col = (low - high > SLACK).all(-1).nonzero().unbind(1)
+    return row, col
