@@ -233,7 +233,7 @@ def test_refusals() -> None:
         frames.encode(model, processor, clip().float())
     with pytest.raises(BadInput, match="fps"):
         frames.encode(model, processor, clip(), fps=0)
-    with pytest.raises(BadInput, match="model type"):
+    with pytest.raises(BadInput, match="llava_next models take none"):
         frames.encode(tiny_vision.llava_next(), processor, clip())
     given = frames.encode(model, processor, clip())
     with pytest.raises(BadInput, match="2 times"):

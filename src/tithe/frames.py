@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
 
-from tithe.errors import BadInput, unknown
+from tithe.errors import BadInput
 from tithe.hosts.crops import CLS_TOWERS
 
 PLACE = "<video>"
@@ -112,7 +112,7 @@ def encode(model: PreTrainedModel, processor: Any, frames: Tensor, fps: float = 
     """
     kind = str(model.config.model_type)
     if kind not in FAMILIES:
-        raise unknown("model type for videos", kind, FAMILIES)
+        raise BadInput(f"video was given, but {kind} models take none here; possible are {', '.join(FAMILIES)}.")
     if not fps > 0:
         raise BadInput(f"fps={fps!r} is out of range; give frames a second, above 0.")
     return FAMILIES[kind](model.config, processor, frames, fps)
@@ -153,11 +153,11 @@ def compose(model: PreTrainedModel, tokenizer: Any, clip: Clip, text: str, room:
 def _files(source: str | Path) -> list[Path]:
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise BadInput(f"frames='{source}' is not a folder; give one that holds a picture for each frame.")
+        raise BadInput(f"video='{source}' is not a folder; give one that holds a picture for each frame.")
     known = Image.registered_extensions()
     files = [file for file in folder.iterdir() if file.suffix.lower() in known and not file.name.startswith(".")]
     if not files:
-        raise BadInput(f"frames='{source}' holds no picture.")
+        raise BadInput(f"video='{source}' holds no picture.")
     return sorted(files, key=_natural)
 
 

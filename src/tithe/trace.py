@@ -19,7 +19,8 @@ class Event:
     """The latest firing of one step at one layer. ``fired`` counts all of them; tensors are on the CPU.
 
     ``end`` counts the original columns seen when it fired. ``kept`` and ``seen`` hold one number a row;
-    ``heads_kept`` a list per row. ``cols`` and ``keep`` are ``[B, H, n]``: the columns presented, and which were kept.
+    ``heads_kept`` a list per row. ``cols`` and ``keep`` are ``[B, H, n]``: the columns presented, and which were kept;
+    ``dest`` the place among those presented that each token went into, -1 for none (see ``destinations``).
     """
 
     method: str
@@ -38,6 +39,27 @@ class Event:
     keep: Tensor | None = None
     dest: Tensor | None = None
     scores: Tensor | None = None
+
+
+def destinations(selection: Selection) -> Tensor | None:
+    """Return the place that each token goes into, ``[B, H, n]`` on the CPU, -1 for none; None if nothing is merged.
+
+    Where tokens are mixed, one that is not kept goes to the kept one that takes the greatest share of it.
+    """
+    dest = None if selection.dest is None else selection.dest.detach().to("cpu", torch.long, copy=True)
+    if selection.mix is None:
+        return dest
+    mix, keep = selection.mix.detach().cpu(), selection.keep[:, 0].cpu()
+    mix = mix.coalesce() if mix.is_sparse else mix.to_sparse()
+    (row, into, of), share = mix.indices(), mix.values().abs().float()
+    used = keep[row, into] & ~keep[row, of] & (share > 0)
+    row, into, of, share = row[used], into[used], of[used], share[used]
+    shape, flat = keep.shape, row * keep.shape[1] + of
+    greatest = torch.zeros(keep.numel()).scatter_reduce(0, flat, share, "amax")
+    first = share == greatest[flat]
+    found = torch.full((keep.numel(),), keep.shape[1]).scatter_reduce(0, flat[first], into[first], "amin")
+    taken = torch.where(found < shape[1], found, -1).view(shape)[:, None]
+    return taken if dest is None else torch.where(dest >= 0, dest, taken)
 
 
 @dataclass
@@ -112,9 +134,7 @@ class Trace:
             saving,
             cols=tokens.cols.detach().to("cpu", copy=True) if deep else None,
             keep=selection.keep.detach().to("cpu", copy=True) if deep and selection is not None else None,
-            dest=selection.dest.detach().to("cpu", copy=True)
-            if deep and selection and selection.dest is not None
-            else None,
+            dest=destinations(selection) if deep and selection is not None else None,
             scores=scores.detach().to("cpu", copy=True) if deepest and scores is not None else None,
         )
         if self.level == "history":

@@ -6,6 +6,7 @@ import io
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from tithe.bench.tasks.base import Setting
 from tithe.bench.tasks.needle import NEEDLE
 from tithe.bench.tasks.vision import VQA
 from tithe.bench.views import Look, layer_views
-from tithe.errors import BadInput, Refused
+from tithe.errors import Refused
 from tithe.trace import Event
 from tithe.types import DEAD
 from tithe.zoo import Loaded
@@ -89,9 +90,10 @@ def test_a_text_case_shows_what_was_kept(llm: Loaded, where: Any) -> None:
 def test_an_image_case_maps_every_site_to_the_grid(vlm: Loaded, method: str, layer: int | None) -> None:
     prompt = next(VQA.prompts(vlm, Setting(n=1)))
     picture = Image.fromarray(canvas.vqa_case(Setting(n=1).seeds().start, "test").image)
-    case = views.image_case(vlm, "zoo", picture, prompt, "inside", look(method, keeps=(0.25,)))
-    assert case.grid == (12, 12) and case.question == prompt.asks[0].text
-    assert Image.open(io.BytesIO(case.image_png)).size == (48, 48)
+    case = views.image_case(vlm, "zoo", [picture], prompt, "inside", look(method, keeps=(0.25,)))
+    (seen,) = case.pictures
+    assert seen.grid == (12, 12) and case.question == prompt.asks[0].text and case.aside == 0
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(seen.data))), np.asarray(picture))
     (view,) = case.views
     assert view.layers[0].layer == layer
     kept = sum(view.layers[0].kept)
@@ -101,19 +103,22 @@ def test_an_image_case_maps_every_site_to_the_grid(vlm: Loaded, method: str, lay
 def test_columns_and_patches_are_the_same_tokens(vlm: Loaded) -> None:
     """Recency, over columns, keeps the last patches of the grid."""
     prompt = next(VQA.prompts(vlm, Setting(n=1)))
-    case = views.image_case(vlm, "zoo", Image.new("RGB", (48, 48)), prompt, "after", look("recency", keeps=(30,)))
+    case = views.image_case(vlm, "zoo", [Image.new("RGB", (48, 48))], prompt, "after", look("recency", keeps=(30,)))
     assert case.views[0].layers[0].kept == (0.0,) * 114 + (1.0,) * 30
 
 
 def test_a_classifier_s_blocks_are_shown_without_cls(vit: Loaded) -> None:
     picture = Image.fromarray(canvas.digits_case(0, "test").image)
     prompt = compose(vit, image=picture)
-    case = views.image_case(vit, "zoo", picture, prompt, "inside", look("random-blocks", "tome"))
+    case = views.image_case(vit, "zoo", [picture], prompt, "inside", look("random-blocks", "tome"))
     blocks, tome = case.views
     assert sum(blocks.layers[0].kept) == 72 and len(case.untouched_answer.split(", ")) == 4
     assert [view.layer for view in tome.layers] == list(range(6))
     left = [sum(view.kept) for view in tome.layers]
-    assert left == sorted(left, reverse=True) and left[-1] == 72
+    assert left == sorted(left, reverse=True) and left[-1] == 72 and tome.staged
+    for view in tome.layers:
+        assert view.name == f"block {view.layer}" and view.into is not None
+        assert [to == -1 for to in view.into] == [kept == 1 for kept in view.kept]
 
 
 def test_an_explanation_shows_each_of_its_results(llm: Loaded) -> None:
@@ -133,12 +138,6 @@ def test_what_cannot_be_served_is_raised_or_noted(llm: Loaded) -> None:
         llm, "zoo", prompt, "inside", look("fastv", "random", refuse=lambda spec, keep, error: noted.append(spec.label))
     )
     assert noted == ["fastv"] and [view.method for view in case.views] == ["random"]
-
-
-def test_tokens_without_a_grid_are_refused(vlm: Loaded) -> None:
-    prompt = next(VQA.prompts(vlm, Setting(n=1)))
-    with pytest.raises(BadInput, match="form no grid"):
-        views._token_grid(type("Bare", (), {"crops": None}), vlm.model, prompt.inputs, 144)
 
 
 def test_the_part_that_a_processor_crops_away_is_not_shown(vlm: Loaded, vit: Loaded) -> None:

@@ -12,6 +12,7 @@ import tithe
 
 RUN = ("run", "--prompt", "some text")
 LOOK = ("run", "-m", "zoo:vlm", "-q", "what digit is red", "--method", "hiprune", "-i")
+CLIP = ("run", "-m", "zoo:scenes", "-q", "what", "--method", "visionzip", "--video")
 BENCH = ("bench", "--task", "needle", "--n", "1", "--length", "128")
 CASES = {
     "unknown method": ((*RUN, "--method", "snapvk"), "Did you mean 'snapkv'"),
@@ -48,6 +49,38 @@ CASES = {
     "page without a picture": (
         ("inspect", "-m", "zoo:vlm", "--prompt", "what", "--methods", "snapkv"), "image is missing"
     ),
+    "more than there are": ((*LOOK, "ok.png", "--keep", "200"), "keep=200 of hiprune is out of range"),
+    "more than there are to inspect": (
+        ("inspect", "-m", "zoo:vlm", "-q", "a", "--methods", "hiprune", "-k", "0.5,145", "-i", "ok.png"), "has 144"
+    ),
+    "more than a classifier sees": (
+        ("run", "-m", "zoo:vit", "-i", "ok.png", "--method", "tome", "--keep", "145"), "has 144 image tokens"
+    ),
+    "more than a clip has": ((*CLIP, "clip", "--keep", "100"), "the prompt has 49 image tokens"),
+    "no picture for a visual method": (
+        ("run", "-m", "zoo:vlm", "--prompt", "what digit is red", "--method", "hiprune"), "image is missing: hiprune"
+    ),
+    "clip for a text model": (
+        ("run", "-m", "zoo:llm", "-q", "a", "--method", "snapkv", "--video", "clip"), "video was given, but the model"
+    ),
+    "clip for a classifier": (("run", "-m", "zoo:vit", "--method", "tome", "--video", "clip"), "one image only"),
+    "pictures for a classifier": (
+        ("inspect", "-m", "zoo:vit", "--methods", "tome", "-i", "ok.png", "-i", "ok.png"), "one image only"
+    ),
+    "clip without a question": (("run", "--method", "visionzip", "--video", "clip"), "a question about the video"),
+    "pictures without a question": (
+        ("run", "-m", "zoo:scenes", "--method", "visionzip", "-i", "ok.png", "-i", "ok.png"), "about the pictures"
+    ),
+    "no such clip": ((*CLIP, "gone"), "video='gone' is not a folder"),
+    "clip of no frames": ((*CLIP, "pickled"), "video='pickled' holds no picture"),
+    "clip with a broken frame": ((*CLIP, "broken"), "broken/2.png' cannot be read as a picture"),
+    "clip of no size": ((*CLIP, "sizes"), "all must be alike"),
+    "no frames": ((*CLIP, "clip", "--frames", "0"), "frames=0 is out of range"),
+    "frames of no clip": ((*RUN, "--method", "random", "--frames", "3"), "frames=3 was given without a video"),
+    "pictures and a clip": ((*CLIP, "clip", "-i", "ok.png"), "image and video were both given"),
+    "clip beyond the window": (
+        ("inspect", "-m", "zoo:vlm", "-q", "a", "--methods", "hiprune", "--video", "long"), "window of 1024"
+    ),
     "empty prompt": (("run", "--prompt", "", "--method", "snapkv"), "prompt is empty"),
     "blank prompt": (("run", "--prompt", " \n", "--method", "snapkv"), "prompt is empty"),
     "no prompt": (("run", "--method", "snapkv"), "prompt is empty"),
@@ -80,6 +113,11 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.effect_noise((48, 48), 50).save(folder / "ok.png")
     (folder / "half.png").write_bytes((folder / "ok.png").read_bytes()[:300])
     (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    for name, frames in {"clip": 3, "broken": 3, "sizes": 2, "long": 8}.items():
+        (folder / name).mkdir()
+        for frame in range(frames):
+            Image.effect_noise((32, 32 + 8 * frame * (name == "sizes")), 50).save(folder / name / f"{1 + frame}.png")
+    (folder / "broken" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     (folder / "long.txt").write_text("word " * 3000)
     model, tokenizer = tithe.zoo.load("llm")
     model.config.save_pretrained(folder / "pickled")

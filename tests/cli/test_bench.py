@@ -8,7 +8,7 @@ from typing import Any
 KEYS = [
     "model", "task", "method", "keep", "quality", "quality_full", "kept_tokens", "total_tokens", "kv_bytes",
     "kv_allocated", "kv_bytes_full", "flops", "flops_full", "prefill_ratio", "decode_ratio", "saving", "n", "seed",
-    "question",
+    "question", "encode_s", "select_s", "prefill_s", "decode_s",
 ]  # fmt: skip
 SMALL = ("--n", "1", "--length", "128", "--json")
 
@@ -57,3 +57,9 @@ def test_a_table_for_people(call: Any) -> None:
     result = call("bench", "--model", "zoo:vit", "--methods", "tome", "--keep", "0.5", "--n", "2")
     assert result.exit_code == 0 and result.stdout.startswith("zoo:vit, 2 cases, seed 0")
     assert all(name in result.stdout for name in ("untouched", "tome", "random-blocks", "FLOPs", "digits", "real"))
+
+
+def test_pictures_show_where_the_time_went_and_who_loses(call: Any) -> None:
+    result = call("bench", "--model", "zoo:vlm", "--task", "vqa", "--methods", "fastervlm", "--keep", "0.1", "--n", "2")
+    assert result.exit_code == 0 and "milliseconds by stage" in result.stdout and "encoder" in result.stdout
+    assert "milliseconds" not in call("bench", "--task", "needle", "--methods", "snapkv", *SMALL[:-1]).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ def test_every_method_of_the_demonstration_is_there_and_fits() -> None:
     for kind, labels in demo.METHODS.items():
         for spec in specs.collect(labels, {}):
             assert all(kind in part.factory.card.hosts for part in spec.parts)
+    assert all("vlm" in part.factory.card.hosts for spec in specs.collect(demo.SCENES, {}) for part in spec.parts)
+
+
+def data_of(html: str) -> Any:
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    return json.loads(found)
 
 
 def test_tables_and_a_page(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +43,11 @@ def test_tables_and_a_page(call: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     html = (tmp_path / "tithe-report.html").read_text()
     assert "asked after compression" in html and "2404.14469" in html
     assert [path.name for path in tmp_path.iterdir()] == ["tithe-report.html"]
+    page, clip = [case for case in data_of(html)["cases"] if case["model"] == "zoo:scenes"]
+    assert len(page["pictures"]) == 5 and [one["place"] for one in page["pictures"]][1:3] == [[0, 0], [0, 1]]
+    assert [one["name"] for one in clip["pictures"]] == [f"frame {n + 1}" for n in range(8)]
+    for case in (page, clip):
+        assert [view["method"] for view in case["views"]] == list(demo.SCENES)
 
 
 def test_your_own_model_in_their_place(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

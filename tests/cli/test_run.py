@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tithe.bench.tasks import canvas
+from tithe.bench.ask import untouched
+from tithe.bench.tasks import canvas, scenes
+from tithe.bench.tasks.pictures import composed
 from tithe.bench.tasks.recall import recall_case
-from tithe.zoo import load
+from tithe.bench.views import written
+from tithe.zoo import load, load_model
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,55 @@ def test_a_picture_and_a_question(call: Any, tmp_path: Path) -> None:
     payload = told(call(*given, "--method", "hiprune", "--keep", "0.5"))
     assert payload["answer"] == payload["answer_untouched"] == case.answer
     assert (payload["report"]["kept_tokens"], payload["report"]["total_tokens"]) == (72, 144)
+
+
+def test_a_clip_from_a_folder(call: Any, tmp_path: Path) -> None:
+    """Named frames are read in natural order, thinned out evenly, and go to the model as its own clip."""
+    case = scenes.case(3, "test", ("where",))
+    for frame, image in enumerate(case.scene.images):
+        Image.fromarray(image).save(tmp_path / f"frame{frame + 1}.png")
+    for _ in range(3):
+        Image.fromarray(case.scene.images[-1]).save(tmp_path / f"frame{len(list(tmp_path.iterdir())) + 1}.png")
+    given = (
+        "run",
+        "--video",
+        ".",
+        "-q",
+        case.question.text,
+        "--max-new-tokens",
+        "3",
+        "--json",
+        "--method",
+        "visionzip",
+    )
+    some = told(call(*given, "--keep", "0.5", "--frames", "4"))
+    assert some["model"] == "zoo:scenes" and some["report"]["total_tokens"] == 4 * 16 + 1
+    assert some["report"]["kept_tokens"] == 32
+    every = told(call(*given, "--keep", "1.0"))
+    assert every["report"]["total_tokens"] == 11 * 16 + 1 and every["answer"] == every["answer_untouched"]
+
+
+def test_a_clip_is_read_as_the_task_reads_it(call: Any, tmp_path: Path) -> None:
+    loaded, case = load_model("zoo:scenes"), scenes.case(3, "test", ("where",))
+    for frame, image in enumerate(case.scene.images):
+        Image.fromarray(image).save(tmp_path / f"{frame}.png")
+    prompt = composed(loaded, case)
+    given = ("run", "--video", ".", "-q", case.question.text, "--max-new-tokens", str(prompt.asks[0].room), "--json")
+    payload = told(call(*given, "--method", "uniform-patches"))
+    assert payload["answer_untouched"] == written(loaded, prompt, "inside", untouched)
+    assert payload["prompt_tokens"] == prompt.inputs["input_ids"].shape[1] + len(prompt.asks[0].ids)
+
+
+def test_several_pictures_are_read_as_the_task_reads_them(call: Any, tmp_path: Path) -> None:
+    loaded, case = load_model("zoo:scenes"), scenes.case(3, "test", ("which",))
+    for part, image in enumerate(case.scene.images):
+        Image.fromarray(image).save(tmp_path / f"{part}.png")
+    prompt = composed(loaded, case)
+    images = [option for part in range(6) for option in ("--image", f"{part}.png")]
+    given = ("run", "-m", "zoo:scenes", *images, "-q", case.question.text, "--json")
+    payload = told(call(*given, "--max-new-tokens", prompt.asks[0].room, "--method", "random-patches", "--keep", "60"))
+    assert payload["answer_untouched"] == written(loaded, prompt, "inside", untouched)
+    assert payload["prompt_tokens"] == prompt.inputs["input_ids"].shape[1] + len(prompt.asks[0].ids)
 
 
 def test_a_classifier_names_what_it_sees(call: Any, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tithe.page import CardRow, ImageCase, LayerView, Report, TextCase, View
+from tithe.page import CardRow, ImageCase, LayerView, Picture, Report, TextCase, View
+from tithe.page.data import ELSEWHERE
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -101,6 +102,12 @@ def views(n: int, answer: str = "amber") -> tuple[View, ...]:
     )
 
 
+def merged(at: int | None, name: str = "") -> LayerView:
+    """Six patches: the first holds the third and the fifth, the fourth is in what is not shown, the sixth is gone."""
+    kept = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    return LayerView(at, (6.0, 5.0, 4.0, 3.0, 2.0, 1.0), kept, (-1, -1, 0, ELSEWHERE, 0, -1), name)
+
+
 def row(**changed: object) -> dict[str, Any]:
     return {
         "model": "zoo/llm", "task": "recall", "method": "snapkv", "keep": 0.25, "quality": 0.9,
@@ -121,14 +128,21 @@ def report(card: CardRow) -> Report:
     """Every kind of content, and in every text something that would do harm if it were not escaped."""
     nasty = CardRow(HOSTILE[1], HOSTILE[0], None, None, HOSTILE[2], "paper-only", HOSTILE[8])
     text = TextCase(HOSTILE[0], HOSTILE, *HOSTILE[1:4], views(len(HOSTILE), HOSTILE[0]))
-    image = ImageCase("zoo/vlm", png(12, 8), (2, 3), HOSTILE[0], "7", "1", views(6))
+    stages = (LayerView(None, None, (1.0,) * 4 + (0.0, 1.0)), merged(2, "from layer 2 on"))
+    crops = (
+        Picture(png(4, 4), (4, 4), (1, 2), name=HOSTILE[1]),
+        Picture(png(4, 8), (4, 8), (2, 2), (0, 3), place=(0, 0), name="crop 1"),
+        Picture(png(4, 8), (4, 8), (2, 1), place=(0, 1), name="crop 2"),
+    )
+    image = ImageCase("zoo/vlm", (Picture(png(12, 8), (12, 8), (2, 3)),), HOSTILE[0], "7", "1", views(6))
+    mosaic = ImageCase("m", crops, "q", "e", "u", (View("tome", 0.5, "a", None, stages, staged=True),), aside=2)
     rows = (
         row(),
         row(method="kivi", saving="simulated", keep=None, quality=0.8),
         row(method=HOSTILE[0], seed=1, quality=math.nan, saving=None, question=None),
         row(method="random", seed=2, quality=0.1, decode_ratio=0.5, question="inside"),
     )
-    return Report("".join(HOSTILE), HOSTILE[1], "0.1.0", (card, nasty), (text, image), rows)
+    return Report("".join(HOSTILE), HOSTILE[1], "0.1.0", (card, nasty), (text, image, mosaic), rows)
 
 
 @pytest.fixture

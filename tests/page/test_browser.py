@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +19,11 @@ QUIET = (
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
 
+PRESS = """<script>
+const area = document.querySelector('#picture [data-fill="view"]');
+for (const key of KEYS) area.dispatchEvent(new KeyboardEvent("keydown", { key }));
+</script>"""
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the page's scripts were not run"),
@@ -30,6 +37,7 @@ class Drawn(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.spans: list[tuple[dict[str, str], list[str]]] = []
         self.rects: list[dict[str, str]] = []
+        self.stages: list[tuple[str, bool]] = []
         self.fields: dict[str, list[str]] = {}
         self.root: dict[str, str] = {}
         self.scripts = self.body_rows = 0
@@ -54,6 +62,8 @@ class Drawn(HTMLParser):
                 self._in_unit = True
             else:
                 self.rects.append(named)
+        if tag == "button" and self._section == "picture" and "title" in named and "class" not in named:
+            self.stages.append((named["title"], named["aria-pressed"] == "true"))
         if tag not in {"meta", "link", "input", "img", "br"}:
             self._path.append(tag)
         name = named.get("data-fill") or named.get("id")
@@ -82,11 +92,18 @@ class Drawn(HTMLParser):
 
 
 @pytest.fixture
-def draw(report: Report, tmp_path: Path) -> Callable[[str], Drawn]:
+def draw(report: Report, tmp_path: Path) -> Callable[..., Drawn]:
     target = write(report, tmp_path / "tithe-report.html")
 
-    def run(address: str) -> Drawn:
+    def run(address: str, keys: str = "") -> Drawn:
+        """Draw the page, after ``keys`` were pressed on its patches."""
         assert CHROMIUM is not None
+        if keys:
+            html = target.read_text(encoding="utf-8")
+            policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', html)
+            assert policy is not None
+            press = PRESS.replace("KEYS", json.dumps(keys.split()))
+            target.write_text(html.replace(policy[0], "").replace("</body>", f"{press}</body>"), encoding="utf-8")
         profile = f"--user-data-dir={tmp_path / 'profile'}"
         command = [CHROMIUM, *QUIET, profile, "--dump-dom", f"{target.as_uri()}#{address}"]
         done = subprocess.run(command, capture_output=True, timeout=120, check=True)
@@ -99,7 +116,7 @@ def test_the_scripts_draw_what_the_report_holds(report: Report, draw: Callable[[
     page = draw("text.method=snapkv&text.budget=25 %&text.layer=0&picture.budget=25 %&picture.layer=1")
     assert page.root["data-ready"] == "true"
     assert page.scripts == 3
-    text, image = report.cases
+    text, image, _ = report.cases
     assert isinstance(text, TextCase)
     assert isinstance(image, ImageCase)
 
@@ -147,3 +164,44 @@ def test_a_method_without_scores_is_shown_so(report: Report, draw: Callable[[str
     assert ["dropped" in attrs.get("class", "").split() for attrs in tokens] == [share == 0 for share in kept]
     assert page.text("text.missing").startswith("This method has no scores at layer 3: nothing is shaded")
     assert {attrs["style"] for attrs in tokens} == {"--shade: 0.000;"}
+
+
+def test_the_stages_of_a_mosaic_end_with_what_was_left(report: Report, draw: Callable[..., Drawn]) -> None:
+    page = draw("picture.case=1")
+    mosaic = report.cases[2]
+    assert isinstance(mosaic, ImageCase)
+    last = mosaic.views[0].layers[-1]
+    assert page.text("picture.status") == (
+        "tome at 50 % keeps 2 of 6 patches from layer 2 on (33.3 %); 3 are merged into others, 1 dropped."
+    )
+    assert page.stages == [
+        ("before the model: 5 kept, 0 merged, 1 dropped", False),
+        ("from layer 2 on: 2 kept, 3 merged, 1 dropped", True),
+    ]
+    veils = [float(attrs["fill-opacity"]) for attrs in page.rects[:6]]
+    assert last.into is not None
+    states = zip(last.kept, last.into, strict=True)
+    assert veils == [0 if kept else 0.88 if into == -1 else 0.5 for kept, into in states]
+    assert "no patches (2)" in page.text("picture.key")
+    assert not [attrs for attrs in page.rects if attrs.get("class")]
+
+
+@pytest.mark.parametrize(
+    ("keys", "at", "family", "words"),
+    [
+        ("ArrowRight", 0, {0, 2, 4}, "kept, and 2 merged into it: crop 1, row 1, column 1; crop 2, row 1, column 1"),
+        ("ArrowRight ArrowRight", 1, set(), "· kept"),
+        ("ArrowRight ArrowRight ArrowRight ArrowRight", 4, {0, 2, 4}, "row 1, column 1, with 1 more"),
+        ("ArrowRight ArrowRight ArrowRight ArrowRight ArrowDown", 5, set(), "· dropped"),
+        ("a ArrowRight ArrowRight ArrowRight ArrowRight ArrowDown ArrowLeft", 3, set(), "a token that is no patch"),
+        ("ArrowRight ArrowUp ArrowLeft", 0, {0, 2, 4}, "kept, and 2 merged"),
+    ],
+)
+def test_keys_show_what_was_merged_into_what(
+    keys: str, at: int, family: set[int], words: str, draw: Callable[..., Drawn]
+) -> None:
+    page = draw("picture.case=1", keys)
+    classes = [set(attrs.get("class", "").split()) for attrs in page.rects[:6]]
+    assert [place for place, names in enumerate(classes) if "active" in names] == [at]
+    assert {place for place, names in enumerate(classes) if "related" in names} == family
+    assert words in page.text("picture.readout")

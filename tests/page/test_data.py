@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import base64
 import json
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
 
-from tithe.page import CardRow, ImageCase, LayerView, Report, TextCase, View
-from tithe.page.data import COLUMNS, budget
+from tithe.page import CardRow, ImageCase, LayerView, Picture, Report, TextCase, View
+from tithe.page.data import COLUMNS, ELSEWHERE, budget
 
 
 def one_view(n: int, **changed: Any) -> View:
@@ -18,10 +20,18 @@ def one_view(n: int, **changed: Any) -> View:
 
 def test_json_says_the_same_as_the_report(report: Report) -> None:
     page = json.loads(report.to_json())
-    text, image = page["cases"]
+    text, image, mosaic = page["cases"]
     assert tuple(text["tokens"]) == report.cases[0].tokens  # type: ignore[union-attr]
-    assert [case["kind"] for case in page["cases"]] == ["text", "image"]
-    assert image["grid"] == [2, 3]
+    assert [case["kind"] for case in page["cases"]] == ["text", "image", "image"]
+    assert [picture["grid"] for picture in image["pictures"]] == [[2, 3]] and image["aside"] == 0
+    assert [picture["place"] for picture in mosaic["pictures"]] == [None, [0, 0], [0, 1]] and mosaic["aside"] == 2
+    assert [picture["cells"] for picture in mosaic["pictures"]] == [None, [0, 3], None]
+    source = base64.b64decode(mosaic["pictures"][0]["source"].removeprefix("data:image/png;base64,"))
+    assert source == report.cases[2].pictures[0].data  # type: ignore[union-attr]
+    before, after = mosaic["views"][0]["layers"]
+    assert mosaic["views"][0]["staged"] and not image["views"][0]["staged"]
+    assert before["into"] is None and after["name"] == "from layer 2 on"
+    assert struct.unpack("<6h", base64.b64decode(after["into"])) == (-1, -1, 0, ELSEWHERE, 0, -1)
     assert [view["budget"] for view in text["views"]] == ["25 %", "64 tokens", "no budget"]
     assert [view["right"] for view in text["views"]] == [True, False, None]
     assert [layer["layer"] for layer in text["views"][2]["layers"]] == [None, 2]
@@ -84,10 +94,34 @@ def test_what_cannot_be_drawn_is_refused_by_name(card: CardRow) -> None:
         TextCase("m", ("a",), "q", "e", "u", (one_view(1), one_view(1, answer="b")))
     with pytest.raises(ValueError, match="views: empty"):
         TextCase("m", ("a",), "q", "e", "u", ())
-    with pytest.raises(ValueError, match="image_png"):
-        ImageCase("m", b"GIF89a", (1, 1), "q", "e", "u", (one_view(1),))
+    with pytest.raises(ValueError, match="pictures: empty"):
+        ImageCase("m", (), "q", "e", "u", (one_view(1),))
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither as a PNG nor as a JPEG"):
+        Picture(b"GIF89a", (1, 1), (1, 1))
     with pytest.raises(ValueError, match="grid"):
-        ImageCase("m", b"\x89PNG\r\n\x1a\n", (0, 1), "q", "e", "u", (one_view(1),))
+        Picture(PNG, (1, 1), (0, 1))
+    with pytest.raises(ValueError, match="size"):
+        Picture(PNG, (4, 0), (1, 1))
+    for cells in ((0, 4), (1, 1), (-1,)):
+        with pytest.raises(ValueError, match="cells"):
+            Picture(PNG, (4, 4), (2, 2), cells)
+    assert Picture(PNG, (4, 4), (2, 2), (3, 0)).patches == 2 and Picture(b"\xff\xd8\xff", (4, 4), (2, 3)).patches == 6
+
+
+def test_a_patch_can_only_be_merged_into_one_that_is_kept() -> None:
+    kept = (1.0, 0.0, 0.0)
+    assert LayerView(0, None, kept, (-1, 0, ELSEWHERE)).into == (-1, 0, ELSEWHERE)
+    for into in ((-1, 2, -1), (-1, 3, -1), (0, -1, -1), (-1, -3, -1)):
+        with pytest.raises(ValueError, match="cannot be merged"):
+            LayerView(0, None, kept, into)
+    with pytest.raises(ValueError, match="into of layer 0: 1 given for 3"):
+        LayerView(0, None, kept, (-1,))
 
 
 def test_rows_that_are_no_plain_data_are_refused_by_place(make_row: Callable[..., dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from base64 import b64decode
 
 import pytest
 
-from tithe.page.planes import TOP, UNSCORED, rank_plane, share_plane
+from tithe.page.planes import PLACES, TOP, UNSCORED, place_plane, rank_plane, share_plane
 
 
 def naive_rank(scores: list[float], score: float) -> int:
@@ -61,3 +61,12 @@ def test_kept_by_one_head_of_many_is_neither_dropped_nor_kept() -> None:
     plane, packed = share_plane([1 / 4096, 1 - 1 / 4096, 0, 1])
     low, high, dropped, kept = unpack(plane, packed, 4)
     assert 0 == dropped < low < high < kept == 1
+
+
+def test_places_take_two_bytes_and_stay_exact() -> None:
+    places = [-1, -2, 0, 255, 256, PLACES - 1]
+    data = b64decode(place_plane(places))
+    read = [low + 256 * high for low, high in zip(data[::2], data[1::2], strict=True)]
+    assert [value - 2**16 if value > PLACES - 1 else value for value in read] == places
+    with pytest.raises(ValueError, match="beyond"):
+        place_plane(range(PLACES + 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,19 +14,23 @@ from torch import Tensor
 
 from tithe import hosts
 from tithe.bench.ask import Attach, Where, ask, untouched
+from tithe.bench.boards import Board, board, encoded
+from tithe.bench.fates import Placed, pictured, placed
 from tithe.bench.prompt import Inputs, Prompt, joined, pieces, tokenizer_of
 from tithe.bench.specs import Spec
 from tithe.bench.tasks.base import decoded, matches
-from tithe.bench.tasks.vision import labelled
+from tithe.bench.tasks.vision import labelled, patches_and_cls
 from tithe.budget import Keep
 from tithe.errors import BadInput, TitheError
 from tithe.flow import Run, on
-from tithe.page import ImageCase, LayerView, TextCase, View
+from tithe.page import ImageCase, LayerView, Picture, TextCase, View
 from tithe.trace import Event
 from tithe.types import Method
 from tithe.zoo import Loaded
 
 Places = Callable[[Event], Tensor | None]
+Told = tuple[tuple[LayerView, ...], bool]
+Tell = Callable[[Sequence[Event]], Told]
 
 
 @dataclass(frozen=True)
@@ -54,46 +57,47 @@ def text_case(loaded: Loaded, name: str, prompt: Prompt, where: Where, look: Loo
     ids = shown["input_ids"][0].tolist()
     columns = torch.arange(len(ids))
     answer = partial(written, loaded, prompt, where)
-    plain, views = _views(loaded.model, answer, one.answer, len(ids), lambda event: _text_place(event, columns), look)
+
+    def told(events: Sequence[Event]) -> Told:
+        return layer_views(events, len(ids), lambda event: _text_place(event, columns)), False
+
+    plain, views = _views(loaded.model, answer, one.answer, told, look)
     return TextCase(name, pieces(tokenizer_of(loaded), ids), one.text, one.answer or "", plain, views)
 
 
 def image_case(
-    loaded: Loaded, name: str, picture: Image.Image, prompt: Prompt, where: Where, look: Look, expected: str = ""
+    loaded: Loaded,
+    name: str,
+    pictures: Sequence[Image.Image],
+    prompt: Prompt,
+    where: Where,
+    look: Look,
+    expected: str = "",
 ) -> ImageCase:
-    """Show a picture to the model, untouched and under all that ``look`` says.
+    """Show pictures, or the frames of a clip, to the model, untouched and under all that ``look`` says.
 
     Raises:
-        BadInput: the model's image tokens do not form one grid over the picture.
+        BadInput: the model's image tokens do not form a raster over the picture.
     """
-    model, host = loaded.model, hosts.find(loaded.model)
-    assert host.vision is not None
+    model, question = loaded.model, ""
     if loaded.kind == "vit":
-        grid, question, first = _tower_grid(model, prompt.inputs, host.vision.cls), "", int(host.vision.cls)
+        host = hosts.find(model)
+        assert host.vision is not None
+        seen, first = _tower_board(loaded, pictures[0], prompt.inputs, host.vision.cls), int(host.vision.cls)
         answer = partial(classified, model, prompt.inputs)
-
-        def place(event: Event) -> Tensor | None:
-            return event.cols[0].long() - first if event.cols is not None and event.tower == "image" else None
-
     else:
         one = prompt.asks[0]
-        patches = prompt.inputs["input_ids"][0].cpu().eq(-1 if host.image_token is None else host.image_token)
-        grid, question, expected = (
-            _token_grid(host.vision, model, prompt.inputs, int(patches.sum())),
-            one.text,
-            expected,
-        )
+        seen, first, question = board(loaded, pictures, prompt.inputs), 0, one.text
         expected = expected or one.answer or ""
-        columns = torch.where(patches, patches.cumsum(0) - 1, -1)
         answer = partial(written, loaded, prompt, where)
+    n = seen.patches
 
-        def place(event: Event) -> Tensor | None:
-            if event.cols is not None and event.point == "encoder":
-                return event.cols[0].long()
-            return _text_place(event, columns)
+    def told(events: Sequence[Event]) -> Told:
+        found = _inside(events, n, first) if loaded.kind == "vit" else placed(events, seen.units, seen.columns)
+        return pictured(list(found), n, _spread)
 
-    plain, views = _views(model, answer, expected or None, grid[0] * grid[1], place, look)
-    return ImageCase(name, _png(_seen(picture, loaded)), grid, question, expected, plain, views)
+    plain, views = _views(model, answer, expected or None, told, look)
+    return ImageCase(name, seen.pictures, question, expected, plain, views, seen.aside)
 
 
 def layer_views(events: Sequence[Event], n: int, place: Places) -> tuple[LayerView, ...]:
@@ -115,7 +119,7 @@ def layer_views(events: Sequence[Event], n: int, place: Places) -> tuple[LayerVi
 
 
 def _views(
-    model: Any, answer: Callable[[Attach], str], expected: str | None, n: int, place: Places, look: Look
+    model: Any, answer: Callable[[Attach], str], expected: str | None, told: Tell, look: Look
 ) -> tuple[str, tuple[View, ...]]:
     plain, views = answer(untouched), []
     for spec, keep, methods in look.methods():
@@ -134,20 +138,18 @@ def _views(
             continue
         right = None if expected is None else matches(said, expected)
         events = runs[-1].trace.events
-        named = list(_outputs(methods, events, n, place)) or [("", layer_views(events, n, place))]
-        views += [View(" · ".join(filter(None, (spec.label, name))), keep, said, right, seen) for name, seen in named]
+        for name, (layers, staged) in list(_outputs(methods, events, told)) or [("", told(events))]:
+            views.append(View(" · ".join(filter(None, (spec.label, name))), keep, said, right, layers, staged))
     return plain, tuple(views)
 
 
-def _outputs(
-    methods: tuple[Method, ...], events: Sequence[Event], n: int, place: Places
-) -> Iterator[tuple[str, tuple[LayerView, ...]]]:
+def _outputs(methods: tuple[Method, ...], events: Sequence[Event], told: Tell) -> Iterator[tuple[str, Told]]:
     """Yield a view for each named result of an explanation."""
     names = {(method.card.slug, at): step.outputs for method in methods for at, step in enumerate(method.steps)}
     for event in events:
         for head, name in enumerate(names.get((event.method, event.step), ())):
             if event.scores is not None:
-                yield name, layer_views([replace(event, scores=event.scores[:, head : head + 1])], n, place)
+                yield name, told([replace(event, scores=event.scores[:, head : head + 1])])
 
 
 def written(loaded: Loaded, prompt: Prompt, where: Where, attach: Attach) -> str:
@@ -194,24 +196,21 @@ def _text_place(event: Event, columns: Tensor) -> Tensor | None:
     return torch.where(cols < len(columns), columns[cols.clamp(max=len(columns) - 1)], -1)
 
 
-def _token_grid(vision: Any, model: Any, inputs: Inputs, tokens: int) -> tuple[int, int]:
-    found = vision.crops(model, [tokens], inputs) if vision.crops is not None else []
-    grid = found[0].grid if len(found) == 1 else None
-    if grid is None or grid[0] * grid[1] != tokens:
-        raise BadInput(
-            f"image: the {tokens} image tokens of this model form no grid over the picture, so none can be drawn."
-        )
-    return grid
+def _inside(events: Sequence[Event], n: int, first: int) -> Iterator[Placed]:
+    """Yield the events of a classifier's blocks, with the patch of each slot: that of its column behind the CLS's."""
+    for event in events:
+        if event.tower == "image" and event.cols is not None:
+            patch = event.cols[0].long() - first
+            yield event, torch.where(patch < n, patch, -1)
 
 
-def _tower_grid(model: Any, inputs: Inputs, cls: bool) -> tuple[int, int]:
-    from tithe.bench.tasks.vision import patches_and_cls
-
-    patches = patches_and_cls(model, inputs) - cls
+def _tower_board(loaded: Loaded, picture: Image.Image, inputs: Inputs, cls: bool) -> Board:
+    patches = patches_and_cls(loaded.model, inputs) - cls
     side = math.isqrt(patches)
     if side * side != patches:
         raise BadInput(f"image: the {patches} patches of this model form no square, so none can be drawn.")
-    return side, side
+    data, size = encoded(_seen(picture, loaded))
+    return Board((Picture(data, size, (side, side)),), torch.arange(patches), torch.empty(0))
 
 
 def _seen(picture: Image.Image, loaded: Loaded) -> Image.Image:
@@ -224,9 +223,3 @@ def _seen(picture: Image.Image, loaded: Loaded) -> Image.Image:
     width, height = round(size["width"] * scale), round(size["height"] * scale)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -34,6 +34,7 @@ METHODS: dict[HostKind, tuple[str, ...]] = {
     "vlm": ("fastervlm", "hiprune", "visionzip", "fastv"),
     "vit": ("tome", "ats:points=0.5", "ats:points=0.25"),
 }
+SCENES = ("visionzip", "holitom", "pyramiddrop")
 TASK: dict[HostKind, str] = {"llm": "multikey", "vlm": "vqa", "vit": "digits"}
 EACH: dict[HostKind, int] = {"llm": 1, "vlm": 6, "vit": 8}
 WHERES: dict[HostKind, tuple[Where, ...]] = {"llm": ("inside", "after"), "vlm": ("inside", "after"), "vit": ("inside",)}
@@ -81,6 +82,10 @@ def demo(
         screen.print(results(part.rows, f"{name}: {TASK[loaded.kind]}, {asked} cases, seed {SEED}"))
         for line in refusals(part.refused):
             screen.print(line, markup=False, highlight=False)
+    if model is None:
+        scenes = load_model("zoo:scenes", dtype=dtype, device=device)
+        with bars() as shown, quiet():
+            parts.append(gallery(scenes, "zoo:scenes", shown.bar("zoo:scenes · page")))
     rows = [row for part in parts for row in part.rows]
     data = report(
         "What a model needs to read",
@@ -135,6 +140,29 @@ def look(loaded: Loaded, name: str, n: int, bar: Callable[[str], Bar]) -> Part:
     return Part(name, chosen, rows, refused, cases)
 
 
+def gallery(loaded: Loaded, name: str, bar: Bar) -> Part:
+    """Look at a page in several crops and at a clip of frames, patch by patch."""
+    from PIL import Image
+
+    from tithe.bench import specs, views
+    from tithe.bench.tasks import pictures, scenes
+    from tithe.bench.timing import one_thread_if_small
+
+    chosen = specs.collect(SCENES, {})
+    asked = [(spec, keep) for spec in chosen for keep in spec.budgets(KEEPS)]
+    forms = [scenes.ASKED_OF[form] for form in ("strewn", "clip")]
+    total, steps = len(asked) * len(forms), iter(range(len(asked) * len(forms)))
+    each = views.Look(asked, before=lambda label: bar(next(steps), total, label), refuse=_noted)
+    cases: list[Case] = []
+    with one_thread_if_small(loaded.model):
+        for kinds in forms:
+            case = scenes.case(SEED, "test", kinds)
+            prompt, images = pictures.composed(loaded, case), [Image.fromarray(image) for image in case.scene.images]
+            cases.append(views.image_case(loaded, name, images, prompt, "inside", each))
+    bar(total, total, "done")
+    return Part(name, chosen, [], [], cases)
+
+
 def _case(loaded: Loaded, name: str, where: Where, each: Look) -> Case:
     from PIL import Image
 
@@ -151,12 +179,12 @@ def _case(loaded: Loaded, name: str, where: Where, each: Look) -> Case:
         drawn = canvas.digits_case(first, "test")
         picture = Image.fromarray(drawn.image)
         truth = named(loaded.model, drawn.labels.tolist())
-        return views.image_case(loaded, name, picture, compose(loaded, image=picture), where, each, truth)
+        return views.image_case(loaded, name, [picture], compose(loaded, image=picture), where, each, truth)
     if loaded.kind == "llm":
         case: Case = views.text_case(loaded, name, next(MULTIKEY.prompts(loaded, setting)), where, each)
     else:
         picture = Image.fromarray(canvas.vqa_case(first, "test").image)
-        case = views.image_case(loaded, name, picture, next(VQA.prompts(loaded, setting)), where, each)
+        case = views.image_case(loaded, name, [picture], next(VQA.prompts(loaded, setting)), where, each)
     place = "inside the prompt" if where == "inside" else "after compression"
     return replace(case, question=f"{case.question} (asked {place})")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tithe.cli.console import bars, console, emit
-from tithe.cli.inputs import Given, writable
+from tithe.cli.inputs import Chosen, Frames, Given, Pictures, Video, writable
 from tithe.cli.options import (
     After,
     Device,
@@ -14,10 +14,8 @@ from tithe.cli.options import (
     Json,
     Keeps,
     Methods,
-    Model,
     Out,
     Param,
-    Picture,
     Question,
     Room,
     Text,
@@ -26,12 +24,14 @@ from tithe.cli.options import (
 
 
 def inspect(
-    model: Model = "zoo:llm",
+    model: Chosen = None,
     methods: Methods = "",
     keep: Keeps = "0.5,0.25,0.1",
     prompt: Text = None,
     file: File = None,
-    image: Picture = None,
+    image: Pictures = None,
+    video: Video = None,
+    frames: Frames = None,
     question: Question = "",
     after: After = False,
     max_new_tokens: Room = 32,
@@ -44,7 +44,7 @@ def inspect(
 ) -> None:
     """Write a page that shows which tokens of your input each method keeps, by layer and budget."""
     from tithe import page
-    from tithe.bench import specs, views
+    from tithe.bench import specs, views, visual
     from tithe.cli.report import report
     from tithe.errors import BadInput
     from tithe.zoo import load_model
@@ -55,15 +55,19 @@ def inspect(
     asked = [(spec, budget) for spec in chosen for budget in spec.budgets(keeps)]
     for spec, budget in asked:
         spec.methods(budget, params)
-    given, target = Given.read(prompt, file, image, question, after, max_new_tokens), writable(out)
+    given = Given.read(prompt, file, image, question, after, max_new_tokens, video, frames)
+    model, target = model or given.model, writable(out)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with bars() as shown, quiet():
         bar, done = shown.bar(model), iter(range(len(asked)))
         look = views.Look(asked, params, before=lambda label: bar(next(done), len(asked), label))
         made = given.prompt(loaded)
+        shown_to_it = given.shown
+        for spec, budget in asked:
+            visual.check_seen(loaded, spec.methods(budget, params), made.inputs)
         case: page.TextCase | page.ImageCase
-        if given.picture is not None:
-            case = views.image_case(loaded, model, given.picture, made, given.where, look)
+        if shown_to_it:
+            case = views.image_case(loaded, model, shown_to_it, made, given.where, look)
         elif loaded.kind == "llm":
             case = views.text_case(loaded, model, made, given.where, look)
         elif loaded.kind == "ssm":

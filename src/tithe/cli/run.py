@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tithe.cli.console import console, emit
-from tithe.cli.inputs import Given
+from tithe.cli.inputs import Chosen, Frames, Given, Pictures, Video
 from tithe.cli.options import (
     After,
     Device,
     Dtype,
     File,
     Json,
-    Model,
     Param,
-    Picture,
     Question,
     Room,
     Text,
@@ -25,6 +24,7 @@ from tithe.cli.options import (
 from tithe.errors import BadInput
 
 if TYPE_CHECKING:
+    from tithe import types
     from tithe.bench.ask import Attach
     from tithe.flow import Run
     from tithe.zoo import Loaded
@@ -34,12 +34,14 @@ Keep = Annotated[str | None, typer.Option("--keep", "-k", help="Budget: with a d
 
 
 def run(
-    model: Model = "zoo:llm",
+    model: Chosen = None,
     method: Method = None,
     keep: Keep = None,
     prompt: Text = None,
     file: File = None,
-    image: Picture = None,
+    image: Pictures = None,
+    video: Video = None,
+    frames: Frames = None,
     question: Question = "",
     after: After = False,
     max_new_tokens: Room = 32,
@@ -61,7 +63,8 @@ def run(
     given_params = params if budget is None else {**params, "keep": budget}
     (spec,) = specs.collect(["+".join(method)], given_params)
     methods = spec.methods(None, given_params)
-    given = Given.read(prompt, file, image, question, after, max_new_tokens)
+    given = Given.read(prompt, file, image, question, after, max_new_tokens, video, frames)
+    model = model or given.model
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     runs: list[Run] = []
 
@@ -70,7 +73,7 @@ def run(
         return runs[-1]
 
     with quiet():
-        answers, tokens = _answers(loaded, given, attach)
+        answers, tokens = _answers(loaded, given, methods, attach)
     report = runs[-1].report()
     payload: dict[str, Any] = {
         "model": model,
@@ -92,12 +95,16 @@ def run(
     screen.print(str(report), markup=False, highlight=False)
 
 
-def _answers(loaded: Loaded, given: Given, attach: Attach) -> tuple[tuple[str, str], int | None]:
+def _answers(
+    loaded: Loaded, given: Given, methods: Sequence[types.Method], attach: Attach
+) -> tuple[tuple[str, str], int | None]:
     """Return the answers untouched and under the methods, and the tokens of the prompt."""
     from tithe.bench.ask import untouched
     from tithe.bench.views import classified, written
+    from tithe.bench.visual import check_seen
 
     prompt = given.prompt(loaded)
+    check_seen(loaded, methods, prompt.inputs)
     if loaded.kind == "vit":
         return (
             classified(loaded.model, prompt.inputs, untouched),

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tithe.page.planes import rank_plane, share_plane
+from tithe.page.pictures import Picture
+from tithe.page.planes import place_plane, rank_plane, share_plane
 
 Scalar: TypeAlias = "str | int | float | bool | None"
 Row: TypeAlias = Mapping[str, Scalar]
@@ -24,11 +24,11 @@ COLUMNS = (
     "saving", "n", "seed",
 )  # fmt: skip
 NEEDED = ("model", "task", "method")
+ELSEWHERE = -2
 REFERENCES = ("random", "uniform", "recency", "downsample", "untouched")
 
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d+)?|[a-z-]+(\.[A-Z]{2})?/\d{7}(v\d+)?")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_PNG = b"\x89PNG\r\n\x1a\n"
 _UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -58,36 +58,52 @@ class LayerView:
     """One layer's scores and outcome; `layer` None acts on the whole sequence, before the model.
 
     scores: one per token or patch, on any scale, higher = matters more; NaN: this token has none; None: the
-    method has no scores here. kept: the share of heads that kept each one, 0..1.
+    method has no scores here. kept: the share of heads that kept each one, 0..1. into: of each one that was merged,
+    the kept one that it is now part of, `ELSEWHERE` if that one is not shown; -1: it was not merged. name: what to
+    call this layer, if not by its number.
     """
 
     layer: int | None
     scores: tuple[float, ...] | None
     kept: tuple[float, ...]
+    into: tuple[int, ...] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.scores is not None and len(self.scores) != len(self.kept):
             raise ValueError(f"scores of layer {self.layer}: {len(self.scores)} given for {len(self.kept)} in kept")
         if not all(0 <= share <= 1 for share in self.kept):
             raise ValueError(f"kept of layer {self.layer}: every share must be in 0..1")
+        if self.into is None:
+            return
+        if len(self.into) != len(self.kept):
+            raise ValueError(f"into of layer {self.layer}: {len(self.into)} given for {len(self.kept)} in kept")
+        for at, to in enumerate(self.into):
+            shown = to in (-1, ELSEWHERE) or (0 <= to < len(self.kept) and self.kept[to] > 0)
+            if not shown or (to != -1 and self.kept[at] > 0):
+                raise ValueError(f"into of layer {self.layer}: {at} cannot be merged into {to}")
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one method did at one budget. `keep`: a float up to 1 is a share, a text bytes, else a count; or None."""
+    """What one method did at one budget. `keep`: a float up to 1 is a share, a text bytes, else a count; or None.
+
+    staged: what is gone at a layer stays gone at those behind it, so that the last one shows what was left.
+    """
 
     method: str
     keep: float | str | None
     answer: str
     right: bool | None
     layers: tuple[LayerView, ...]
+    staged: bool = False
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError(f"layers of {self.method!r}: empty; a view needs at least one")
         if isinstance(self.keep, int | float) and not math.isfinite(self.keep):
             raise ValueError(f"keep of {self.method!r}: {self.keep} is no budget; None says that there is none")
-        _refuse_twins(f"layers of {self.method!r}", (layer.layer for layer in self.layers))
+        _refuse_twins(f"layers of {self.method!r}", ((layer.layer, layer.name) for layer in self.layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +123,24 @@ class TextCase:
 
 @dataclass(frozen=True, slots=True)
 class ImageCase:
-    """A PNG whose area is cut evenly into `grid` = (rows, columns) patches, row by row; else as `TextCase`."""
+    """Pictures, whose patches are counted one picture after the other; else as `TextCase`.
+
+    aside: how many of the model's image tokens are none of these patches, such as the line ends of a mosaic.
+    """
 
     model: str
-    image_png: bytes
-    grid: tuple[int, int]
+    pictures: tuple[Picture, ...]
     question: str
     expected: str
     untouched_answer: str
     views: tuple[View, ...]
+    aside: int = 0
 
     def __post_init__(self) -> None:
-        if not self.image_png.startswith(_PNG):
-            raise ValueError("image_png: these bytes do not start as a PNG file does")
-        rows, columns = self.grid
-        if rows < 1 or columns < 1:
-            raise ValueError(f"grid: {self.grid} needs at least one row and one column")
-        _check_views(self.views, rows * columns, f"a grid of {rows} x {columns} patches")
+        if not self.pictures:
+            raise ValueError("pictures: empty; a case needs at least one")
+        patches = sum(picture.patches for picture in self.pictures)
+        _check_views(self.views, patches, f"{patches} patches")
 
 
 Case: TypeAlias = TextCase | ImageCase
@@ -235,7 +252,7 @@ def _case(case: Case) -> dict[str, object]:
     }
     if isinstance(case, TextCase):
         return {"kind": "text", "tokens": case.tokens, **shared}
-    return {"kind": "image", "png": b64encode(case.image_png).decode(), "grid": case.grid, **shared}
+    return {"kind": "image", "pictures": [one.to_plain() for one in case.pictures], "aside": case.aside, **shared}
 
 
 def _view(view: View) -> dict[str, object]:
@@ -245,14 +262,18 @@ def _view(view: View) -> dict[str, object]:
         "budget": budget(view.keep),
         "answer": view.answer,
         "right": view.right,
+        "staged": view.staged,
         "layers": [_layer(layer) for layer in view.layers],
     }
 
 
 def _layer(layer: LayerView) -> dict[str, object]:
     kept, packed = share_plane(layer.kept)
+    merged = layer.into is not None and any(to != -1 for to in layer.into)
     return {
         "layer": layer.layer,
+        "name": layer.name,
+        "into": place_plane(layer.into) if layer.into is not None and merged else None,
         "scores": None if layer.scores is None else rank_plane(layer.scores),
         "kept": kept,
         "packed": packed,

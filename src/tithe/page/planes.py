@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 TOP = 254
 UNSCORED = 255
+PLACES = 2**16 - 2
 
 
 def rank_plane(scores: Sequence[float]) -> str:
@@ -36,6 +37,17 @@ def share_plane(shares: Sequence[float]) -> tuple[str, bool]:
     if all(share in (0, 1) for share in shares):
         return b64encode(_bits(shares)).decode(), True
     return b64encode(bytes(_byte(share) for share in shares)).decode(), False
+
+
+def place_plane(places: Sequence[int]) -> str:
+    """Whole numbers from -2 up, two bytes each, the low one first; those below 0 count down from 2^16.
+
+    Raises:
+        ValueError: more of them than two bytes can count.
+    """
+    if len(places) > PLACES:
+        raise ValueError(f"places: {len(places)} given, beyond {PLACES}")
+    return b64encode(b"".join((place % 2**16).to_bytes(2, "little") for place in places)).decode()
 
 
 def _byte(share: float) -> int:

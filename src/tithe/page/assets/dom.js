@@ -18,6 +18,7 @@ function fill(node, props, children) {
 const el = (tag, props = {}, ...children) => fill(document.createElement(tag), props, children);
 const svg = (tag, props = {}, ...children) => fill(document.createElementNS(SVG, tag), props, children);
 
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const distinct = (values) => [...new Set(values)];
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;

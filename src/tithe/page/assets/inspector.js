@@ -1,15 +1,17 @@
 const ALL = "all";
 const BEFORE = "before";
+const NAMED = 6;
 const VERDICTS = new Map([[true, ["✓", "right"]], [false, ["✗", "wrong"]], [null, ["·", "not judged"]]]);
 
-const keyOf = (layer) => (layer === null ? BEFORE : String(layer));
-const layerName = (key) => (key === ALL ? "all layers" : key === BEFORE ? "before the model" : `layer ${key}`);
+const keyOf = (one) => one.name || (one.layer === null ? BEFORE : String(one.layer));
+const isNumbered = (key) => /^\d+$/.test(key);
+const layerName = (key) => (key === ALL ? "all layers" : key === BEFORE ? "before the model" : isNumbered(key) ? `layer ${key}` : key);
 const byKeep = (a, b) => (a.keep ?? Infinity) - (b.keep ?? Infinity);
 const methodsOf = (views) => distinct(views.map((view) => view.method));
 const viewsOf = (views, method) => views.filter((view) => view.method === method).sort(byKeep);
 const layerKeys = (view) => {
-  const keys = view.layers.map((layer) => keyOf(layer.layer));
-  return keys.length > 1 ? [ALL, ...keys] : keys;
+  const keys = view.layers.map(keyOf);
+  return keys.length > 1 && !view.staged ? [ALL, ...keys] : keys;
 };
 
 function nearest(views, budget, keep) {
@@ -28,26 +30,41 @@ function settle(cases, wish) {
   const offered = viewsOf(views, method);
   const view = nearest(offered, wish.budget, wish.keep);
   const keys = layerKeys(view);
-  const layer = keys.includes(wish.layer) ? wish.layer : keys[0];
+  const layer = keys.includes(wish.layer) ? wish.layer : view.staged ? keys.at(-1) : keys[0];
   return { case: index, method, offered, view, budget: view.budget, keep: view.keep, keys, layer };
 }
 
 const shownLayer = (view, key, n) =>
-  key === ALL ? allLayers(view, n) : layersOf(view, n).find((layer) => keyOf(layer.layer) === key);
+  key === ALL ? allLayers(view, n) : layersOf(view, n).find((layer) => keyOf(layer) === key);
 
 function verdict(right) {
   const [mark, word] = VERDICTS.get(right);
   return el("span", { class: `verdict ${word.replace(" ", "-")}` }, `${mark} ${word}`);
 }
 
-const placeOf = (key) => (key === ALL ? "on average over all layers" : key === BEFORE ? "before the model" : `at layer ${key}`);
+const placeOf = (key) => (key === ALL ? "on average over all layers" : isNumbered(key) ? `at layer ${key}` : key.startsWith("block") ? `in ${key}` : layerName(key));
+
+const mergedIn = (shown) => shown.into?.reduce((sum, to) => sum + (to !== NOWHERE), 0) ?? 0;
 
 function statusText(state, shown, n, units) {
   const kept = `${count(shown.total)} of ${count(n)} ${units} ${placeOf(state.layer)} (${percent(ratio(shown.total, n))})`;
-  return [methodName(state.method), ` at ${state.budget} keeps ${kept}.`];
+  const merged = mergedIn(shown);
+  const rest = merged ? `; ${count(merged)} are merged into others, ${count(n - shown.total - merged)} dropped` : "";
+  return [methodName(state.method), ` at ${state.budget} keeps ${kept}${rest}.`];
 }
 
-function describe(shown, at, unit) {
+/** What a patch was merged into, or what was merged into it; null where neither happened. */
+function merging(shown, at, unit, name) {
+  const to = shown.into?.[at] ?? NOWHERE;
+  if (to === ELSEWHERE) return `merged into a token that is no ${unit.one}`;
+  if (to !== NOWHERE) return `merged into ${name(to)}, with ${count(shown.sources.get(to).length - 1)} more`;
+  const others = shown.sources.get(at);
+  if (!others) return null;
+  const which = others.slice(0, NAMED).map(name).join("; ");
+  return `kept, and ${count(others.length)} merged into it: ${which}${others.length > NAMED ? "; …" : ""}`;
+}
+
+function describe(shown, at, unit, name) {
   const parts = [];
   if (shown.ranks !== null) {
     const rank = shown.ranks[at];
@@ -55,7 +72,7 @@ function describe(shown, at, unit) {
   }
   const share = shown.kept[at];
   const partly = shown.layer === ALL ? `kept by ${percent(share)} of layers and heads` : `kept by ${percent(share)} of heads`;
-  parts.push(share === 0 ? "dropped" : share === 1 ? "kept" : partly);
+  parts.push(merging(shown, at, unit, name) ?? (share === 0 ? "dropped" : share === 1 ? "kept" : partly));
   return parts.join(" · ");
 }
 
@@ -81,7 +98,8 @@ function answerGrid(table, views, state, choose) {
 
 /**
  * One panel: its controls, and what they show. The painter knows the material (text or picture): `unit`, `size(case)`,
- * `build(case, part, pick)`, `paint(nodes, shown, view, state, part, pick)`, `step(key, case)`, `name(case, at)`, `key(shown)`.
+ * `build(case, part)`, `paint(nodes, shown, context)`, `step(key, case, at)`, `name(case, at)`, `key(shown, case)`, and
+ * `relate(nodes, shown, at)` where a unit has others that belong to it.
  */
 function inspector(root, cases, painter, remember) {
   const part = (name) => root.querySelector(`[data-fill="${name}"]`);
@@ -93,9 +111,11 @@ function inspector(root, cases, painter, remember) {
   let shown = null;
   let active = null;
 
+  const nameAt = (at) => painter.name(cases[state.case], at);
+
   function readout() {
     const text = active === null || !shown ? `Point at a ${painter.unit.one}, or use the arrow keys, to read its numbers.`
-      : `${painter.name(cases[state.case], active)} · ${describe(shown, active, painter.unit)}`;
+      : `${capital(nameAt(active))} · ${describe(shown, active, painter.unit, nameAt)}`;
     part("readout").replaceChildren(text);
   }
 
@@ -103,6 +123,7 @@ function inspector(root, cases, painter, remember) {
     nodes[active]?.classList.remove("active");
     active = at;
     nodes[active]?.classList.add("active");
+    painter.relate?.(nodes, shown, active);
     if (scroll) nodes[active]?.scrollIntoView({ block: "nearest", inline: "nearest" });
     readout();
   }
@@ -142,9 +163,10 @@ function inspector(root, cases, painter, remember) {
     const missing = shown.ranks === null && state.layer !== ALL;
     part("missing").hidden = !missing;
     part("missing").replaceChildren(missing ? `This method has no scores ${placeOf(state.layer)}: nothing is shaded, only what it dropped is marked.` : "");
-    part("key").replaceChildren(...painter.key(shown));
-    painter.paint(nodes, shown, { n, view: state.view, layer: state.layer, part, pick, show: change });
+    part("key").replaceChildren(...painter.key(shown, one));
+    painter.paint(nodes, shown, { n, one, view: state.view, layer: state.layer, part, pick, show: change });
     answerGrid(part("answers"), one.views, state, change);
+    painter.relate?.(nodes, shown, active);
     readout();
   }
 
@@ -162,8 +184,8 @@ function inspector(root, cases, painter, remember) {
   area.addEventListener("pointerover", (event) => at(event) >= 0 && pick(at(event), false));
   area.addEventListener("click", (event) => at(event) >= 0 && pick(at(event), false));
   area.addEventListener("keydown", (event) => {
-    const step = painter.step(event.key, cases[state.case]);
-    if (!step || !nodes.length) return;
+    const step = painter.step(event.key, cases[state.case], active);
+    if (step === undefined || !nodes.length) return;
     event.preventDefault();
     pick(active === null ? 0 : clamp(active + step, 0, nodes.length - 1), true);
   });

@@ -1,5 +1,7 @@
 const UNSCORED = 255;
 const TOP = 254;
+const NOWHERE = -1;
+const ELSEWHERE = -2;
 const decoded = new WeakMap();
 
 const fromBase64 = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -16,9 +18,25 @@ const ranksOf = (layer) =>
     ? null
     : Float32Array.from(fromBase64(layer.scores), (byte) => (byte === UNSCORED ? NaN : byte / TOP));
 
+/** What each patch was merged into: a place, `NOWHERE` or `ELSEWHERE`; null where nothing was merged. */
+const intoOf = (layer) => {
+  if (layer.into === null) return null;
+  const packed = fromBase64(layer.into);
+  return Int32Array.from({ length: packed.length / 2 }, (_, at) => ((packed[2 * at] | (packed[2 * at + 1] << 8)) + 2) % 65536 - 2);
+};
+
+/** The places that were merged into each kept one. */
+function sourcesOf(into) {
+  const found = new Map();
+  into?.forEach((to, at) => to >= 0 && found.set(to, [...(found.get(to) ?? []), at]));
+  return found;
+}
+
 function decodeLayer(layer, n) {
   if (!decoded.has(layer)) {
-    decoded.set(layer, { layer: layer.layer, total: layer.total, kept: sharesOf(layer, n), ranks: ranksOf(layer) });
+    const into = intoOf(layer);
+    const { name, total } = layer;
+    decoded.set(layer, { layer: layer.layer, name, total, kept: sharesOf(layer, n), ranks: ranksOf(layer), into, sources: sourcesOf(into) });
   }
   return decoded.get(layer);
 }
@@ -34,5 +52,5 @@ function allLayers(view, n) {
     const share = inside.length ? mean(inside.map((layer) => layer.kept[at])) : 1;
     return before ? share * before.kept[at] : share;
   });
-  return { layer: "all", total: kept.reduce((sum, share) => sum + share, 0), kept, ranks: null };
+  return { layer: "all", name: "", total: kept.reduce((sum, share) => sum + share, 0), kept, ranks: null, into: null, sources: new Map() };
 }

@@ -26,7 +26,7 @@ function runs(kept, level) {
 function layerMap(frame, shown, { n, view, layer, part, pick, show }) {
   const layers = layersOf(view, n);
   const row = (one, at) => {
-    const here = layer === ALL || keyOf(one.layer) === layer;
+    const here = layer === ALL || keyOf(one) === layer;
     const paths = Array.from({ length: LEVELS }, (_, level) =>
       svg("path", { d: runs(one.kept, level + 1), "fill-opacity": (level + 1) / LEVELS }));
     return svg("g", { transform: `translate(0 ${at}) scale(1 .8)`, class: here ? "here" : "" }, svg("rect", { width: n, height: 1 }), paths);
@@ -34,7 +34,7 @@ function layerMap(frame, shown, { n, view, layer, part, pick, show }) {
   const jump = (event) => {
     const box = event.currentTarget.getBoundingClientRect();
     const place = (offset, size, cells) => clamp(Math.floor((offset / size) * cells), 0, cells - 1);
-    const to = layers[place(event.clientY - box.top, box.height, layers.length)].layer;
+    const to = layers[place(event.clientY - box.top, box.height, layers.length)];
     if (layer !== ALL) show({ layer: keyOf(to) });
     pick(place(event.clientX - box.left, box.width, n), true);
   };
@@ -45,7 +45,7 @@ function layerMap(frame, shown, { n, view, layer, part, pick, show }) {
 const text = {
   unit: { one: "token", many: "tokens" },
   size: (one) => one.tokens.length,
-  name: (one, at) => `Token ${count(at + 1)} of ${count(one.tokens.length)}, ${JSON.stringify(one.tokens[at])}`,
+  name: (one, at) => `token ${count(at + 1)} of ${count(one.tokens.length)}, ${JSON.stringify(one.tokens[at])}`,
   step: (key) => ({ ArrowLeft: -1, ArrowRight: 1 })[key],
   build(one, part) {
     const nodes = one.tokens.map((token, at) => {
