@@ -213,8 +213,8 @@ def bench(only: str) -> None:
     held = {run["command"]: run for run in figures()["runs"]} if only else {}
     runs = []
     for command in BENCHMARKS:
-        if only not in command and command in held:
-            runs.append(held[command])
+        if only not in command:
+            runs += [held[command]] if command in held else []
             continue
         done = run(command, ROOT)
         if done.returncode == 2 or not done.stdout:
