@@ -1,9 +1,10 @@
 """HiRED. Arif et al. 2024, arXiv:2408.10945. Authors' code: hasanar1f/HiRED @ 502d6dd (MIT).
 
 A picture of one view (LLaVA 1.5) keeps the best by ``layer``, as the authors' code for LLaVA 1.5 does; one in several
-tiles whose places the host does not know (InternVL) is refused. Deviation: patches that only show padding are no candidates (the authors' code may choose and then lose
-them), and the budget is of the tokens that are shown. Newline tokens, which the authors' code does without, go when
-anything goes. Kept tokens stay at their own positions in the prompt, where theirs count anew.
+tiles whose places the host does not know (InternVL) is refused. Deviation: patches that only show padding are no
+candidates (the authors' code may choose and then lose them), and the budget is of the tokens that are shown. Newline
+tokens, which the authors' code does without, go when anything goes. Kept tokens stay at their own positions in the
+prompt, where theirs count anew.
 """
 
 from __future__ import annotations
