@@ -77,8 +77,9 @@ def stages(figures: Figures, keep: float = 0.22) -> str:
         for row in run["rows"]:
             if row.get("encode_s") is None or row["keep"] not in (None, keep) or row["decode_s"] is None:
                 continue
-            spent = [1000 * row[name] for name in ("encode_s", "select_s", "prefill_s", "decode_s")]
-            parts.append(line((row["model"], row["task"], f"`{row['method']}`", *(f"{one:.1f}" for one in spent))))
+            spent = [row[name] for name in ("encode_s", "select_s", "prefill_s", "decode_s")]
+            told = ["" if one is None else f"{1000 * one:.1f}" for one in spent]
+            parts.append(line((row["model"], row["task"], f"`{row['method']}`", *told)))
     return "\n".join(parts) if len(parts) > 2 else NONE_YET
 
 

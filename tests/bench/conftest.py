@@ -20,3 +20,8 @@ def vlm() -> Loaded:
 @pytest.fixture(scope="session")
 def vit() -> Loaded:
     return load_model("zoo:vit")
+
+
+@pytest.fixture(scope="session")
+def scenes() -> Loaded:
+    return load_model("zoo:scenes")

@@ -11,19 +11,22 @@ import tithe
 from tithe import bench
 from tithe.bench import runner
 from tithe.bench.runner import Result
+from tithe.bench.timing import Ratios, Times
 from tithe.errors import BadInput, Refused
 from tithe.zoo import Loaded
 
 KEYS = (
     "model", "task", "method", "keep", "quality", "quality_full", "kept_tokens", "total_tokens", "kv_bytes",
     "kv_allocated", "kv_bytes_full", "flops", "flops_full", "prefill_ratio", "decode_ratio", "saving", "n", "seed",
-    "question",
+    "question", "encode_s", "select_s", "prefill_s", "decode_s",
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "ratios", lambda *_: (1.0, 1.0))
+    spent = Ratios(1.0, 1.0, Times(4.0, 1.0, 2.0, 0.5))
+    monkeypatch.setattr(runner, "ratios", lambda *_: spent)
+    monkeypatch.setattr(runner, "alone", lambda *_: spent)
 
 
 def run(loaded: Loaded, *args: Any, **options: Any) -> Result:
@@ -41,6 +44,11 @@ def test_rows_have_exactly_these_keys(llm: Loaded) -> None:
     assert (half.kept_tokens, count.kept_tokens) == (65, 40)
     assert (plain.saving, half.saving) == ("none", "real")
     assert result.to_dict()["rows"][0] == asdict(plain)
+
+
+def test_rows_say_where_the_time_went(llm: Loaded) -> None:
+    for row in run(llm, ["needle"], ["snapkv"], [0.5], baselines=False).rows:
+        assert (row.encode_s, row.select_s, row.prefill_s, row.decode_s) == (2.0, 0.5, 1.5, 1.0)
 
 
 def test_everything_kept_is_the_untouched_model(llm: Loaded, vlm: Loaded) -> None:

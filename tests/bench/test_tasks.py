@@ -38,8 +38,11 @@ def test_marking(given: str, expected: str, right: bool) -> None:
 
 
 def test_tasks_by_name_and_kind() -> None:
-    assert set(registry.TASKS) == {"needle", "multikey", "lm", "vqa", "digits"}
+    pictures = ("ocr", "counting", "grounding", "many-images", "video")
+    assert set(registry.TASKS) == {"needle", "multikey", "lm", "vqa", "digits", *pictures}
     assert registry.serving("llm") == ("needle", "multikey", "lm")
+    assert registry.serving("vlm") == registry.serving("vlm", "somebody/else") == ("vqa", *pictures)
+    assert registry.serving("vlm", "zoo:scenes") == pictures and registry.serving("vlm", "zoo:vlm") == ("vqa",)
     with pytest.raises(BadInput, match="Did you mean 'needle'"):
         registry.get("nedle")
     with pytest.raises(BadInput, match="'digits' needs a vit; zoo:llm is a llm"):

@@ -20,7 +20,7 @@ def attach() -> Any:
 
 def test_ratios_are_medians_of_pairs_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = iter([Times(9, 9), Times(1, 1), Times(10, 2), Times(2, 1)])
-    mine = iter([Times(9, 9), Times(2, 3), Times(15, 4), Times(2, 1)])
+    mine = iter([Times(9, 9), Times(2, 3, 1, 0.5), Times(15, 4, 3, 0.1), Times(2, 1, 0.5, 0.3)])
     order: list[bool] = []
 
     def measure(model: Any, inputs: Any, how: Any, steps: int) -> Times:
@@ -28,7 +28,7 @@ def test_ratios_are_medians_of_pairs_taken_in_turns(monkeypatch: pytest.MonkeyPa
         return next(plain if how is untouched else mine)
 
     monkeypatch.setattr(timing, "measure", measure)
-    assert ratios(None, {}, attach, steps=4, repeat=3) == (1.5, 2)
+    assert ratios(None, {}, attach, steps=4, repeat=3) == (1.5, 2, Times(2, 3, 1, 0.3))
     assert order == [True, False] * 4
 
 
@@ -65,8 +65,32 @@ def test_a_model_that_does_not_write_has_no_decode_time(vit: Loaded) -> None:
     from tithe.bench.tasks.base import Setting
     from tithe.bench.tasks.vision import DIGITS
 
-    prefill, decode = ratios(vit.model, DIGITS.sample(vit, Setting(n=1)), attach, steps=0, repeat=3)
+    prefill, decode, seconds = ratios(vit.model, DIGITS.sample(vit, Setting(n=1)), attach, steps=0, repeat=3)
     assert prefill > 0 and decode is None
+    assert seconds.prefill > 0 and seconds.decode is seconds.encode is seconds.select is None
+
+
+def test_a_reading_falls_into_encoder_selection_and_text(vlm: Loaded) -> None:
+    import tithe
+    from tithe.bench.tasks.base import Setting
+    from tithe.bench.tasks.vision import VQA
+
+    inputs = VQA.sample(vlm, Setting(n=1))
+    spent = timing.measure(vlm.model, inputs, lambda: tithe.on(vlm.model, "fastervlm", keep=0.25), 2)
+    assert spent.encode is not None and spent.select is not None and spent.decode is not None
+    assert min(spent.encode, spent.select, spent.text, spent.decode) > 0
+    assert spent.encode + spent.select + spent.text == pytest.approx(spent.prefill)
+    plain = timing.alone(vlm.model, inputs, lambda: tithe.Run(vlm.model, (), "counts", False), 2, 3)
+    assert (
+        plain[:2] == (1.0, 1.0)
+        and plain.seconds.encode is not None
+        and 0 < plain.seconds.encode < plain.seconds.prefill
+    )
+    assert timing.measure(vlm.model, inputs, untouched, 2).encode is None
+
+
+def test_a_figure_that_is_missing_once_has_no_median() -> None:
+    assert timing.middle([Times(1, 4, None, 2), Times(3, 2, 1, 2), Times(2, 9, 1, 5)]) == Times(2, 4, None, 2)
 
 
 def test_a_small_model_gets_one_thread_for_the_time_being(vit: Loaded) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from tithe.bench.tasks.base import Task
 from tithe.bench.tasks.loss import LM
 from tithe.bench.tasks.needle import MULTIKEY, NEEDLE
+from tithe.bench.tasks.pictures import COUNTING, GROUNDING, MANY_IMAGES, OCR, VIDEO
 from tithe.bench.tasks.vision import DIGITS, VQA
 from tithe.errors import BadInput, unknown
 from tithe.types import HostKind
+from tithe.zoo.loader import PREFIX
 
-TASKS: dict[str, Task] = {task.name: task for task in (NEEDLE, MULTIKEY, LM, VQA, DIGITS)}
+ALL: tuple[Task, ...] = (NEEDLE, MULTIKEY, LM, VQA, OCR, COUNTING, GROUNDING, MANY_IMAGES, VIDEO, DIGITS)
+TASKS: dict[str, Task] = {task.name: task for task in ALL}
 
 
 def get(name: str) -> Task:
@@ -19,9 +22,10 @@ def get(name: str) -> Task:
     return TASKS[name]
 
 
-def serving(kind: HostKind) -> tuple[str, ...]:
-    """Return the names of the tasks for models of ``kind``."""
-    return tuple(task.name for task in TASKS.values() if task.kind == kind)
+def serving(kind: HostKind, model: str = "") -> tuple[str, ...]:
+    """Return the names of the tasks for models of ``kind``; for an embedded one, of those that it was trained on."""
+    fit = [task for task in TASKS.values() if task.kind == kind]
+    return tuple(task.name for task in fit if not model.startswith(PREFIX) or task.home in (None, model))
 
 
 def check(names: list[str], kind: HostKind, model: str) -> list[Task]:

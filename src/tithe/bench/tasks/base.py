@@ -54,7 +54,10 @@ class Outcome:
 
 
 class Task(Protocol):
-    """``positions``: whether the question may stand inside the prompt or come after it."""
+    """``positions``: whether the question may stand inside the prompt or come after it.
+
+    ``home``: the embedded model that was trained on it, None where that is any of its kind.
+    """
 
     @property
     def name(self) -> str:
@@ -71,6 +74,11 @@ class Task(Protocol):
         """Whether a question's place is to be chosen."""
         ...
 
+    @property
+    def home(self) -> str | None:
+        """The embedded model that was trained on it."""
+        ...
+
     def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
         """Run every case under ``attach`` and mark it."""
         ...
@@ -84,6 +92,7 @@ class Questions(ABC):
     """A task whose cases are prompts with questions; ``quality`` is the share of right answers."""
 
     positions: bool = True
+    home: str | None = None
 
     @abstractmethod
     def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:

@@ -21,7 +21,7 @@ Split = Literal["train", "test"]
 Kind = Literal["digit-at", "colour-at", "digit-of", "colour-of", "where", "beside"]
 Image: TypeAlias = NDArray[np.uint8]
 
-SIDE, PATCH = 48, 4
+SIDE, PATCH, DIGIT = 48, 4, 8
 GRID = SIDE // PATCH
 EMPTY = 10
 QUADRANTS = ("top-left", "top-right", "bottom-left", "bottom-right")
@@ -38,7 +38,7 @@ ONE_HOP: tuple[Kind, ...] = ("digit-at", "colour-at", "digit-of", "colour-of", "
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SPLITS: tuple[Split, ...] = get_args(Split)
-_DIGIT, _FRAGMENTS, _NOISE = 8, 8, 0.08
+_FRAGMENTS, _NOISE = 8, 0.08
 
 
 class Cell(NamedTuple):
@@ -96,7 +96,7 @@ def digits_case(seed: int, split: Split) -> DigitsCase:
     Raises:
         ValueError: for an unknown split.
     """
-    drawn = scene(_rng(seed, split, 0), split, distinct=False)
+    drawn = scene(generator(seed, split, 0), split, distinct=False)
     return DigitsCase(drawn.image, quadrant_labels(drawn), patch_mask(drawn.cells))
 
 
@@ -111,7 +111,7 @@ def vqa_case(seed: int, split: Split, kind: Kind | None = None) -> VqaCase:
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind={kind!r}; one of {', '.join(KINDS)}")
-    rng = _rng(seed, split, 1)
+    rng = generator(seed, split, 1)
     asked: Kind = kind or ONE_HOP[rng.integers(len(ONE_HOP))]
     drawn = scene(rng, split)
     while asked == "beside" and not _neighbours(drawn):
@@ -124,19 +124,19 @@ def vqa_case(seed: int, split: Split, kind: Kind | None = None) -> VqaCase:
 def scene(rng: np.random.Generator, split: Split, distinct: bool = True) -> Scene:
     """Draw a canvas; with `distinct`, no two of its digits have the same value."""
     pools = digit_pools(split)
-    canvas = _clutter(rng, split)
+    canvas = clutter(rng, split)
     count = int(rng.integers(2, 5))
     digits = rng.permutation(10)[:count] if distinct else rng.integers(0, 10, count)
-    reach = GRID // 2 - _DIGIT // PATCH + 1
+    reach = GRID // 2 - DIGIT // PATCH + 1
     cells: list[Cell] = []
     for quadrant, digit, colour in zip(rng.permutation(4), digits, rng.permutation(len(COLOURS)), strict=False):
         corner = rng.integers(0, reach, 2) + np.array(divmod(int(quadrant), 2)) * (GRID // 2)
         cell = Cell(int(quadrant), int(digit), int(colour), int(corner[0]), int(corner[1]))
         pool = pools[cell.digit]
-        _paste(canvas, pool[rng.integers(len(pool))] * rng.uniform(0.8, 1.0), cell)
+        ink = pool[rng.integers(len(pool))] * rng.uniform(0.8, 1.0)
+        paste(canvas, ink, cell.row * PATCH, cell.col * PATCH, cell.colour)
         cells.append(cell)
-    image = np.clip(np.rint(canvas * 255), 0, 255).astype(np.uint8)
-    return Scene(image, tuple(cells))
+    return Scene(finished(canvas), tuple(cells))
 
 
 def ask(rng: np.random.Generator, drawn: Scene, kind: Kind) -> Question:
@@ -213,11 +213,12 @@ def _neighbours(drawn: Scene) -> list[tuple[Cell, Cell]]:
 
 
 def _patches(cell: Cell) -> tuple[slice, slice]:
-    span = _DIGIT // PATCH
+    span = DIGIT // PATCH
     return slice(cell.row, cell.row + span), slice(cell.col, cell.col + span)
 
 
-def _rng(seed: int, split: Split, task: int) -> np.random.Generator:
+def generator(seed: int, split: Split, task: int) -> np.random.Generator:
+    """The random numbers of one case of one task; splits and tasks share none."""
     if split not in _SPLITS:
         raise ValueError(f"split={split!r}; one of {', '.join(_SPLITS)}")
     return np.random.default_rng([seed, _SPLITS.index(split), task])
@@ -230,24 +231,30 @@ def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         return archive["images"].astype(np.float32) / 16, archive["labels"].astype(np.int64)
 
 
-def _clutter(rng: np.random.Generator, split: Split) -> NDArray[np.float32]:
-    grey = np.abs(rng.normal(0, _NOISE, (SIDE, SIDE, 1))).astype(np.float32)
+def clutter(rng: np.random.Generator, split: Split, side: int = SIDE, pieces: int = _FRAGMENTS) -> NDArray[np.float32]:
+    """Noise and grey pieces of digits, float [side, side, 3] from 0 to 1."""
+    grey = np.abs(rng.normal(0, _NOISE, (side, side, 1))).astype(np.float32)
     pools = digit_pools(split)
-    for _ in range(_FRAGMENTS):
+    for _ in range(pieces):
         pool = pools[rng.integers(10)]
         size = int(rng.integers(3, 5))
-        top, left = rng.integers(0, _DIGIT + 1 - size, 2)
-        row, col = rng.integers(0, SIDE - size, 2)
+        top, left = rng.integers(0, DIGIT + 1 - size, 2)
+        row, col = rng.integers(0, side - size, 2)
         piece = pool[rng.integers(len(pool))][top : top + size, left : left + size, None] * rng.uniform(0.3, 0.9)
         spot = grey[row : row + size, col : col + size]
         np.maximum(spot, piece, out=spot)
     return grey.repeat(3, 2)
 
 
-def _paste(canvas: NDArray[np.float32], digit: NDArray[np.float32], cell: Cell) -> None:
-    row, col = cell.row * PATCH, cell.col * PATCH
-    spot = canvas[row : row + _DIGIT, col : col + _DIGIT]
+def paste(canvas: NDArray[np.float32], digit: NDArray[np.float32], top: int, left: int, colour: int) -> None:
+    """Draw an 8 x 8 digit in a colour with its upper left corner on this pixel, in place."""
+    spot = canvas[top : top + DIGIT, left : left + DIGIT]
     ink = np.clip(digit * 1.3, 0, 1)[..., None]
-    colour = np.array(COLOURS[COLOUR_NAMES[cell.colour]], np.float32)
+    tint = np.array(COLOURS[COLOUR_NAMES[colour]], np.float32)
     # The digit dims what lies under it, so that clutter never reads as a stroke.
-    spot[:] = spot * 0.3 * (1 - ink) + digit[..., None] * colour
+    spot[:] = spot * 0.3 * (1 - ink) + digit[..., None] * tint
+
+
+def finished(canvas: NDArray[np.float32]) -> Image:
+    """Return a drawing as pixels, uint8."""
+    return np.clip(np.rint(canvas * 255), 0, 255).astype(np.uint8)

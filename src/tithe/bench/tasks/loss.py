@@ -33,6 +33,7 @@ class Loss:
     name: str = "lm"
     kind: HostKind = "llm"
     positions: bool = False
+    home: str | None = None
 
     def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
         """Score every window."""

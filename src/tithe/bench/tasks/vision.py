@@ -32,6 +32,7 @@ class Vqa(Questions):
 
     name: str = "vqa"
     kind: HostKind = "vlm"
+    home: str | None = "zoo:vlm"
 
     def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
         """Yield one picture a case; the context ends with the picture, so that the question can come after it.
@@ -54,6 +55,7 @@ class Digits:
     name: str = "digits"
     kind: HostKind = "vit"
     positions: bool = False
+    home: str | None = None
 
     def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
         """Classify in batches."""
