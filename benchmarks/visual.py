@@ -143,11 +143,8 @@ def memory(dim: int = 512) -> None:
         ("holitom", lambda: still(score, given, features)),
         ("divprune", lambda: diverse.Diverse(Budget(0.1))(None, given, features)),
     ):
-        print(
-            f"memory of choosing among {FRAMES} x {patches} tokens, {name}: {peak(choose) / block:.2f} blocks of a pair "
-            f"of frames; all likenesses would be {n * n * 4 / block:.0f}",
-            flush=True,
-        )
+        held = f"{peak(choose) / block:.2f} blocks of a pair of frames; all likenesses would be {n * n * 4 / block:.0f}"
+        print(f"memory of choosing among {FRAMES} x {patches} tokens, {name}: {held}", flush=True)
 
 
 def peak(work: Callable[[], object]) -> int:
