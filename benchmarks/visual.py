@@ -106,17 +106,25 @@ def merging(repeats: int = 7) -> None:
 
     keep, share = half(model, pixels[:1])
     times = interleaved(
-        {"untouched": classify(), "merged": classify("tome", keep=keep), "all": classify("tome", keep=1.0)}, repeats
+        {
+            "untouched": classify(),
+            "merged": classify("tome", keep=keep, schedule="decreasing"),
+            "all": classify("tome", keep=1.0),
+        },
+        repeats,
     )
     fast = ratio(times, "untouched", "merged")
-    print(f"merging in a ViT-B, tome, keep={keep} at {share:.2f} of the FLOPs: {fast} x the throughput", flush=True)
+    print(
+        f"merging in a ViT-B, tome, keep={keep}, decreasing, at {share:.2f} of the FLOPs: {fast} x the throughput",
+        flush=True,
+    )
     print(f"merging in a ViT-B, tome, keep=1.0: {ratio(times, 'all', 'untouched')} x untouched", flush=True)
 
 
 def half(model: Any, pixels: Tensor) -> tuple[float, float]:
     """Return the largest budget, in hundredths, at which ToMe needs half of the FLOPs, and the share it needs."""
     for hundredth in range(50, 0, -1):
-        with torch.no_grad(), tithe.on(model, "tome", keep=hundredth / 100) as run:
+        with torch.no_grad(), tithe.on(model, "tome", keep=hundredth / 100, schedule="decreasing") as run:
             model(pixel_values=pixels)
         report = run.report()
         if report.flops <= 0.5 * report.flops_full:

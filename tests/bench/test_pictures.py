@@ -60,14 +60,16 @@ def test_pixels_are_those_of_the_scene(loaded: Loaded) -> None:
     assert np.array_equal(clip[0], images)
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_the_model_knows_and_loses_by_dropping(task: Pictures, loaded: Loaded) -> None:
-    """The bar is below what the card states, for eight cases are few."""
-    setting = Setting(n=8)
+@pytest.mark.parametrize(
+    ("task", "least"), [(OCR, 0.6), (COUNTING, 0.3), (GROUNDING, 0.2), (MANY_IMAGES, 0.8), (VIDEO, 0.5)]
+)
+def test_the_model_knows_and_loses_by_dropping(task: Pictures, least: float, loaded: Loaded) -> None:
+    """The bars lie below what the card states and above chance (a fifth for counts), for sixteen cases are few."""
+    setting = Setting(n=16)
     whole = task.evaluate(loaded, untouched, setting)
     kept = task.evaluate(loaded, partial(tithe.on, loaded.model, "fastervlm", keep=1.0), setting)
     few = task.evaluate(loaded, partial(tithe.on, loaded.model, "random-patches", keep=0.05), setting)
-    assert whole.quality >= 0.6 and whole.quality == fmean(answer.right for answer in whole.answers)
+    assert whole.quality >= least and whole.quality == fmean(answer.right for answer in whole.answers)
     assert [answer.given for answer in kept.answers] == [answer.given for answer in whole.answers]
     assert few.quality < whole.quality
     assert few.figures.kv_bytes is not None and few.figures.kv_bytes_full is not None

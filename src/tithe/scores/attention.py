@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tithe.seams.evidence import LayerEvidence
-from tithe.types import DEAD
+from tithe.types import DEAD, Tokens
 
 
 def window_mass(layer: LayerEvidence) -> Tensor:
@@ -60,3 +60,8 @@ def at_columns(score: Tensor, held: Tensor, wanted: Tensor) -> Tensor:
     table.scatter_(2, held.long().clamp(max=top).expand_as(score), score)
     table[..., top] = 0.0
     return table.gather(2, wanted.long().clamp(max=top).expand(-1, heads, -1))
+
+
+def last_row(part: LayerEvidence, tokens: Tokens) -> Tensor:
+    """Return ``[B, 1, n]``: what the last observed query pays each of ``tokens``, mean over the heads."""
+    return at_columns(part.probs(-1).mean((1, 2, 3))[:, None], part.view.cols, tokens.cols)

@@ -4,7 +4,8 @@ Deviation: kept tokens stand where those stood that others joined, at their own 
 come in the order of merging and are counted anew. They hide dropped tokens from attention, whose rows go on handing
 importance over; here these are gone. Their stretch is layers 14 to 22 of 28 in Qwen2 and 13 to 21 of 32 in Vicuna; the
 defaults are the former's shares of the depth. They merge the frames of a video and (LLaVA 1.5) tokens before the
-connector by keys; here the tokens of every crop or frame are merged behind it. ``keep=1.0`` turns both stages off.
+connector by keys; here the tokens of every crop or frame are merged behind it. ``keep=1.0`` turns both stages off;
+under any count the tokens still leave layer by layer.
 """
 
 from __future__ import annotations

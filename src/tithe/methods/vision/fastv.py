@@ -7,15 +7,12 @@ code, followed here, reads the last one's.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from tithe.actions import Drop
 from tithe.budget import Budget
 from tithe.catalogue import card
-from tithe.scores.attention import at_columns
-from tithe.seams.evidence import LayerEvidence
+from tithe.scores.attention import last_row
 from tithe.selections.top_k import TopK
-from tithe.types import IMAGE, Need, Site, Step, Tokens
+from tithe.types import IMAGE, Need, Site, Step
 
 
 @card(
@@ -36,12 +33,8 @@ def fastv(keep: int | float = 0.5, layer: int = 2) -> Step:
     """Let ``keep`` of the image tokens flow into ``layer`` and those above, by the attention of the layer before."""
     return Step(
         Site("layer", layer=layer),
-        score=lambda evidence, tokens: _last_row(evidence.at(layer - 1), tokens),
+        score=lambda evidence, tokens: last_row(evidence.at(layer - 1), tokens),
         select=TopK(Budget(keep), among=IMAGE),
         action=Drop(),
         needs=(Need("queries", layer - 1, window=1),),
     )
-
-
-def _last_row(part: LayerEvidence, tokens: Tokens) -> Tensor:
-    return at_columns(part.probs(-1).mean((1, 2, 3))[:, None], part.view.cols, tokens.cols)

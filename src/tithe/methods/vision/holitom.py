@@ -9,19 +9,16 @@ where theirs rounds to the nearest. Their settings: ``tau=0.65`` at ``keep=0.1``
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from tithe.actions.merge import Merge
 from tithe.budget import Budget
 from tithe.catalogue import card
 from tithe.errors import BadInput
-from tithe.scores.attention import at_columns
+from tithe.scores.attention import last_row
 from tithe.scores.features import connected
 from tithe.scores.vision import received_attention
-from tithe.seams.evidence import LayerEvidence
 from tithe.selections.absorbed import Absorbed
 from tithe.selections.still_and_moving import StillAndMoving
-from tithe.types import Depth, Need, Site, Step, Tokens
+from tithe.types import Depth, Need, Site, Step
 
 
 @card(
@@ -71,14 +68,10 @@ def holitom(
 def _inside(budget: Budget, layer: Depth, index: int = 1) -> Step:
     return Step(
         Site("layer", layer=layer),
-        score=lambda evidence, tokens: _last_row(evidence.at(index - 1), tokens),
+        score=lambda evidence, tokens: last_row(evidence.at(index - 1), tokens),
         compare=connected,
         select=Absorbed(budget),
         action=Merge(proportional=False),
         needs=(Need("queries", window=1, before=1),),
         per_layer=lambda index, layers: _inside(budget, layer, index),
     )
-
-
-def _last_row(part: LayerEvidence, tokens: Tokens) -> Tensor:
-    return at_columns(part.probs(-1).mean((1, 2, 3))[:, None], part.view.cols, tokens.cols)
