@@ -27,17 +27,18 @@ from tithe.budget import Budget
 from tithe.selections import diverse, still_and_moving
 from tithe.types import Tokens
 
-IMAGE, PATCHES, KEPT = 5, 576, 64
+IMAGE, PATCHES, KEPT, WIDTH = 5, 576, 64, 1024
 FRAMES, SIDE = 64, 14
 METHODS = ("fastervlm", "vtc-cls", "hiprune", "visionzip", "hired", "divprune", "random-patches")
 
 
 def llava() -> LlavaForConditionalGeneration:
-    """Return a random LLaVA: a tower of 24 layers (as CLIP-L) over 576 patches, a text model of 8, both 512 wide."""
+    """Return a random LLaVA: a tower of 24 layers (as CLIP-L) over 576 patches, a text model of 8, twice as wide."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
-    vision = CLIPVisionConfig(**sizes, num_hidden_layers=24, image_size=336, patch_size=14)
-    text = LlamaConfig(**sizes, vocab_size=1024, num_hidden_layers=8, max_position_embeddings=4096)
+    narrow: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
+    wide: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_attention_heads": 8}
+    vision = CLIPVisionConfig(**narrow, num_hidden_layers=24, image_size=336, patch_size=14)
+    text = LlamaConfig(**wide, vocab_size=1024, num_hidden_layers=8, max_position_embeddings=4096)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=PATCHES)
     return LlavaForConditionalGeneration(config).eval()
 
@@ -45,7 +46,7 @@ def llava() -> LlavaForConditionalGeneration:
 def prefills(repeats: int = 9) -> None:
     """Time 576 to 64 image tokens against a prompt that natively has 64."""
     model, words = llava(), torch.arange(10, 74)
-    pixels, features = torch.randn(1, 3, 336, 336), torch.randn(KEPT, 512)
+    pixels, features = torch.randn(1, 3, 336, 336), torch.randn(KEPT, WIDTH)
 
     def ids(patches: int) -> dict[str, Tensor]:
         row = torch.cat([words[:8], torch.full((patches,), IMAGE), words[8:]])[None]

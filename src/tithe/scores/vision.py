@@ -58,4 +58,5 @@ def _cls_row(part: LayerEvidence) -> Tensor:
 
 
 def _received(part: LayerEvidence) -> Tensor:
-    return torch.stack([block.mean((1, 2)).sum(1) for block in part.blocks()]).sum(0)
+    heads = part.observed.shape[1]
+    return torch.stack([block.sum((1, 2, 3)) for block in part.blocks()]).sum(0) / heads

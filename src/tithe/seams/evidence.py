@@ -111,6 +111,8 @@ class LayerEvidence:
         if self.bias is not None:
             logits = logits + self.bias[:, :, None].float()
         allowed = self._allowed(start, stop)
+        if not self.causal and self.shown is None and bool(allowed.all()):
+            return logits.softmax(-1)
         probs = logits.masked_fill(~allowed[:, :, None], torch.finfo(logits.dtype).min).softmax(-1)
         return probs * allowed[:, :, None]
 
