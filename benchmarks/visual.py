@@ -152,7 +152,11 @@ def memory(dim: int = 512) -> None:
         ("holitom", lambda: still(score, given, features)),
         ("divprune", lambda: diverse.Diverse(Budget(0.1))(None, given, features)),
     ):
-        held = f"{peak(choose) / block:.2f} blocks of a pair of frames; all likenesses would be {n * n * 4 / block:.0f}"
+        answer = choose()
+        parts = [one for one in (answer.keep, answer.dest, answer.weight) if one is not None]
+        own = sum(one.untyped_storage().nbytes() for one in parts) / block
+        held = f"{peak(choose) / block - own:.2f} blocks of a pair of frames and {own:.2f} for the choice itself; all "
+        held += f"likenesses would be {n * n * 4 / block:.0f}"
         print(f"memory of choosing among {FRAMES} x {patches} tokens, {name}: {held}", flush=True)
 
 
