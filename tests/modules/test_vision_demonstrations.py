@@ -61,7 +61,7 @@ def test_a_sparseformer_comes_to_resemble_the_vit() -> None:
 def test_the_scorer_finds_the_foreground() -> None:
     from modules_focus_detr import measure, train_model
 
-    found, chance = (measure(train_model(kind, 40, 0), rows=64) for kind in ("foreground", "random tokens"))
+    found, chance = (measure(train_model(kind, 120, 0), rows=64) for kind in ("foreground", "random tokens"))
     assert found["foreground encoded"] > chance["foreground encoded"] + 0.3
 
 
