@@ -71,7 +71,7 @@ def compose(
     if loaded.kind == "vit":
         if image is None or text or question:
             raise BadInput("a classifier reads one picture and no text: give image only.")
-        return Prompt(_on(loaded, loaded.processor(images=[image], return_tensors="pt")), ())
+        return Prompt(on_device(loaded, loaded.processor(images=[image], return_tensors="pt")), ())
     if image is not None and loaded.kind == "llm":
         raise BadInput("image was given, but the model reads text only.")
     if not text.strip() and image is None:
@@ -84,9 +84,9 @@ def compose(
     tokenizer = tokenizer_of(loaded)
     special = tokenizer.chat_template is None
     if image is not None:
-        inputs = _on(loaded, loaded.processor(images=[image], text=[before], return_tensors="pt"))
+        inputs = on_device(loaded, loaded.processor(images=[image], text=[before], return_tensors="pt"))
     else:
-        inputs = _on(loaded, tokenizer([before], add_special_tokens=special, return_tensors="pt"))
+        inputs = on_device(loaded, tokenizer([before], add_special_tokens=special, return_tensors="pt"))
     ids = tuple(tokenizer(behind, add_special_tokens=False)["input_ids"]) if behind else ()
     length = inputs["input_ids"].shape[1]
     if length + len(ids) == 0:
@@ -159,7 +159,8 @@ def _rendered(loaded: Loaded, text: str, image: bool, question: str) -> tuple[st
     return whole[:place], whole[place:]
 
 
-def _on(loaded: Loaded, batch: Any) -> Inputs:
+def on_device(loaded: Loaded, batch: Any) -> Inputs:
+    """Return what a processor made, on the device of the model and in its precision."""
     model = loaded.model
     return {
         name: tensor.to(model.device, model.dtype) if tensor.is_floating_point() else tensor.to(model.device)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tithe import frames, hosts
-from tithe.bench.prompt import Ask, Inputs, Prompt, check_window, tokenizer_of
+from tithe.bench.prompt import Ask, Inputs, Prompt, check_window, on_device, tokenizer_of
 from tithe.errors import BadInput
 from tithe.seams.features import placeholders
 from tithe.types import Method
@@ -32,12 +32,7 @@ def album(
     said = [part for n in range(len(pictures)) for part in (f"picture {letter(n)}", None)]
     before, behind = _rendered(loaded, [*said, *filter(None, [text])], question)
     batch = loaded.processor(images=[list(pictures)], text=[before], return_tensors="pt")
-    model = loaded.model
-    inputs = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in batch.items()
-    }
-    return _asked(loaded, inputs, behind, question, room)
+    return _asked(loaded, on_device(loaded, batch), behind, question, room)
 
 
 def clip(loaded: Loaded, film: Tensor, *, text: str = "", question: str = "", room: int = 32) -> Prompt:

@@ -7,18 +7,17 @@ the gist of a picture. The scenes are those of `scenes`; `zoo:scenes` was traine
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tithe import frames
-from tithe.bench.prompt import Ask, Inputs, Prompt, check_window, tokenizer_of
+from tithe.bench.prompt import Prompt, compose, tokenizer_of
 from tithe.bench.tasks import scenes
 from tithe.bench.tasks.base import Questions, Setting
+from tithe.bench.visual import album, clip
 from tithe.types import HostKind
 from tithe.zoo import Loaded
 
@@ -46,48 +45,19 @@ def composed(loaded: Loaded, case: scenes.Case) -> Prompt:
     Raises:
         BadInput: the prompt does not fit into the model's window, or a clip is put to a family that takes none.
     """
-    tokenizer, model = tokenizer_of(loaded), loaded.model
     images, question = case.scene.images, case.question
-    room = len(tokenizer(question.answer, add_special_tokens=False)["input_ids"])
+    room = len(tokenizer_of(loaded)(question.answer, add_special_tokens=False)["input_ids"])
     room += CHAT_ROOM if getattr(loaded.processor, "chat_template", None) else 1
+    pictures = [Image.fromarray(image) for image in images]
     if case.scene.form == "clip":
-        before, behind = _rendered(loaded, [frames.PLACE], question.text)
         film = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-        reader = getattr(loaded.processor, "image_processor", loaded.processor)
-        inputs = frames.compose(model, tokenizer, frames.encode(model, reader, film), before)
+        prompt = clip(loaded, film, question=question.text, room=room)
+    elif case.scene.form == "album":
+        prompt = album(loaded, pictures, question=question.text, room=room)
     else:
-        album = case.scene.form == "album"
-        said = [part for n in range(len(images)) for part in ([f"picture {scenes.NAMES[n]}"] if album else []) + [None]]
-        before, behind = _rendered(loaded, said, question.text)
-        pictures = [Image.fromarray(image) for image in images]
-        inputs = _on(model, loaded.processor(images=[pictures], text=[before], return_tensors="pt"))
-    ids = tuple(tokenizer(behind, add_special_tokens=False)["input_ids"])
-    check_window(model, inputs["input_ids"].shape[1] + len(ids) + room)
-    return Prompt(inputs, (Ask(ids, question.text, question.answer, room),))
-
-
-def _rendered(loaded: Loaded, said: Sequence[str | None], question: str) -> tuple[str, str]:
-    """Return a prompt in two parts, up to the question and from it on; None stands for a picture."""
-    processor = loaded.processor
-    if not getattr(processor, "chat_template", None):
-        token = getattr(processor, "image_token", "<image>")
-        return " ".join(token if part is None else part for part in said) + " ", question
-    content: list[dict[str, str]] = [
-        {"type": "image"} if part is None else {"type": "text", "text": part} for part in said
-    ]
-    content.append({"type": "text", "text": question})
-    whole: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    place = whole.rindex(question)
-    return whole[:place], whole[place:]
-
-
-def _on(model: Any, batch: Any) -> Inputs:
-    return {
-        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in batch.items()
-    }
+        prompt = compose(loaded, image=pictures[0], question=question.text, room=room)
+    (one,) = prompt.asks
+    return Prompt(prompt.inputs, (replace(one, answer=question.answer),))
 
 
 OCR = Pictures("ocr", ("ocr",))
