@@ -60,19 +60,19 @@ ON_SCENES = (
 )
 ON_CLIPS = "holitom,ts-llava,stts:weights=scenes"
 BENCHMARKS = (
-    f"{ON_TEXT} --task multikey --n 8 --repeat 3 --question inside --json",
-    f"{ON_TEXT} --task multikey --n 8 --repeat 3 --question after --json",
-    f"{ON_TEXT} --task lm --n 4 --repeat 3 --json",
+    f"{ON_TEXT} --task multikey --n 8 --timings 3 --question inside --json",
+    f"{ON_TEXT} --task multikey --n 8 --timings 3 --question after --json",
+    f"{ON_TEXT} --task lm --n 4 --timings 3 --json",
     f"tithe bench --model zoo:vlm --task vqa --methods {BEFORE},{AROUND},{INSIDE} --keep {SHARES}"
-    " --n 48 --repeat 5 --json",
+    " --n 48 --timings 5 --json",
     f"tithe bench --model zoo:scenes --task ocr,counting,grounding,many-images --methods {ON_SCENES} --keep {SHARES}"
-    " --n 24 --repeat 3 --json",
+    " --n 24 --timings 3 --json",
     f"tithe bench --model zoo:scenes --task video --methods {ON_SCENES},{ON_CLIPS} --keep {SHARES}"
-    " --n 24 --repeat 3 --json",
+    " --n 24 --timings 3 --json",
     "tithe bench --model zoo:vit --task digits --methods tome,token-transforming,zero-tprune,evit,tca,ats:points=0.5,"
-    "ats:points=0.25,ats:points=0.1 --keep 0.5,0.33,0.22,0.11 --n 256 --repeat 5 --json",
+    "ats:points=0.25,ats:points=0.1 --keep 0.5,0.33,0.22,0.11 --n 256 --timings 5 --json",
     "tithe bench --model zoo:vim --task digits --methods ssm-token-pruning --keep 0.5,0.33,0.22"
-    " --n 256 --repeat 5 --json",
+    " --n 256 --timings 5 --json",
 )
 
 

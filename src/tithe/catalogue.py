@@ -8,12 +8,16 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec
 
+from tithe import recipe
 from tithe.errors import BadInput, nearest, unknown
 from tithe.modes import MODES, applied
 from tithe.types import Card, Fidelity, HostKind, Method, Saving, Step
+
+MethodLike = str | Path | Method
 
 P = ParamSpec("P")
 Steps = Step | tuple[Step, ...]
@@ -110,9 +114,12 @@ def make(slug: str, params: dict[str, Any]) -> Method:
     return get(slug)(**params)
 
 
-def resolve(methods: str | Method | Sequence[str | Method], params: dict[str, Any]) -> tuple[Method, ...]:
-    """Return ``methods`` as a tuple; ``params`` go to every slug that has them, and each must be of use to one."""
-    listed = [methods] if isinstance(methods, (str, Method)) else list(methods)
+def resolve(methods: MethodLike | Sequence[MethodLike], params: dict[str, Any]) -> tuple[Method, ...]:
+    """Return ``methods`` as a tuple, those of a ``tithe.yaml`` in its order.
+
+    ``params`` go to every slug that has them, and each must be of use to one.
+    """
+    listed = [methods] if isinstance(methods, str | Path | Method) else list(methods)
     if not listed:
         raise BadInput("methods is empty: give a slug such as 'snapkv', or a list of methods.")
     made: list[Method] = []
@@ -121,6 +128,9 @@ def resolve(methods: str | Method | Sequence[str | Method], params: dict[str, An
     for entry in listed:
         if isinstance(entry, Method):
             made.append(entry)
+            continue
+        if isinstance(entry, Path) or recipe.is_path(entry):
+            made += recipe.read(entry).methods()
             continue
         factory = get(entry)
         names |= {*factory.parameters, *MODES}

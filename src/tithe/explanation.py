@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tithe.catalogue import MethodLike
 from tithe.errors import BadInput
-from tithe.flow import MethodLike, on
+from tithe.flow import on
 
 
 @dataclass(frozen=True)

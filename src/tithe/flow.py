@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from tithe import catalogue, hosts
+from tithe.catalogue import MethodLike
 from tithe.errors import Refused
 from tithe.plan import Bound, Plan
 from tithe.seams import prompt
@@ -44,8 +45,6 @@ from tithe.types import (
     shares,
 )
 
-MethodLike = str | Method
-
 
 def on(
     model: PreTrainedModel,
@@ -58,7 +57,7 @@ def on(
     """Attach ``methods`` to ``model``, in order; use as a context manager or call ``detach()``.
 
     Args:
-        methods: a slug, a ``tithe.method(...)``, or a list of them.
+        methods: a slug, a ``tithe.method(...)``, the path of a ``tithe.yaml``, or a list of them.
         level: what the trace holds: ``counts``, ``kept`` columns, or ``scores`` too.
         beyond_window: let prompts run past the model's ``max_position_embeddings``.
         **params: parameters such as ``keep``; each goes to every method that has it and was given by slug.

@@ -24,8 +24,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tithe import hosts
 from tithe.bench.prompt import compose
+from tithe.catalogue import MethodLike
 from tithe.errors import BadInput, Refused, unknown
-from tithe.flow import MethodLike, Run, on
+from tithe.files import replacing
+from tithe.flow import Run, on
 from tithe.seams.handing import hand_over
 from tithe.zoo import Loaded
 
@@ -78,7 +80,8 @@ class EncodedImages:
             ],
         }
         whole = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(whole, path, metadata={"format": FORMAT, "tithe": json.dumps(about)})
+        with replacing(path) as part:
+            save_file(whole, part, metadata={"format": FORMAT, "tithe": json.dumps(about)})
 
     def row_grid(self, image: EncodedImage) -> tuple[int, int, int]:
         """Return the grid of as many merged patches as tokens are kept, in one row."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tithe.errors import BadInput, Refused, nearest, unknown
+from tithe.files import write_text
 
 if TYPE_CHECKING:
     from tithe.hosts import Host
@@ -49,8 +50,7 @@ class Profile:
         rows = re.sub(
             r"\[\s+([^\[\]]*?)\s+\]", lambda row: f"[{' '.join(row[1].split())}]", json.dumps(content, indent=1)
         )
-        Path(path).write_text(rows + "\n", encoding="utf-8")
-        return Path(path)
+        return write_text(path, rows + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

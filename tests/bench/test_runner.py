@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 import tithe
 from tithe import bench
-from tithe.bench import runner
-from tithe.bench.runner import Result
+from tithe.bench import worker
+from tithe.bench.rows import Result
 from tithe.bench.timing import Ratios, Times
 from tithe.errors import BadInput, Refused
 from tithe.zoo import Loaded
@@ -18,15 +17,16 @@ from tithe.zoo import Loaded
 KEYS = (
     "model", "task", "method", "keep", "quality", "quality_full", "kept_tokens", "total_tokens", "kv_bytes",
     "kv_allocated", "kv_bytes_full", "flops", "flops_full", "prefill_ratio", "decode_ratio", "saving", "n", "seed",
-    "question", "encode_s", "select_s", "prefill_s", "decode_s",
+    "question", "encode_s", "select_s", "prefill_s", "decode_s", "length", "repeats", "spread", "quality_low",
+    "quality_high", "low", "high", "verdict", "needed", "agreement", "kl", "by_depth",
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     spent = Ratios(1.0, 1.0, Times(4.0, 1.0, 2.0, 0.5))
-    monkeypatch.setattr(runner, "ratios", lambda *_: spent)
-    monkeypatch.setattr(runner, "alone", lambda *_: spent)
+    monkeypatch.setattr(worker, "ratios", lambda *_: spent)
+    monkeypatch.setattr(worker, "alone", lambda *_: spent)
 
 
 def run(loaded: Loaded, *args: Any, **options: Any) -> Result:
@@ -35,7 +35,7 @@ def run(loaded: Loaded, *args: Any, **options: Any) -> Result:
 
 def test_rows_have_exactly_these_keys(llm: Loaded) -> None:
     result = run(llm, ["needle"], ["snapkv"], [0.5, 40], baselines=False)
-    assert all(tuple(asdict(row)) == KEYS for row in result.rows)
+    assert all(tuple(row.to_dict()) == KEYS for row in result.rows)
     assert [(row.method, row.keep) for row in result.rows] == [("untouched", None), ("snapkv", 0.5), ("snapkv", 40)]
     plain, half, count = result.rows
     assert plain.kv_bytes == plain.kv_bytes_full == half.kv_bytes_full == count.kv_bytes_full
@@ -43,7 +43,7 @@ def test_rows_have_exactly_these_keys(llm: Loaded) -> None:
     assert plain.kept_tokens == plain.total_tokens == half.total_tokens == 130
     assert (half.kept_tokens, count.kept_tokens) == (65, 40)
     assert (plain.saving, half.saving) == ("none", "real")
-    assert result.to_dict()["rows"][0] == asdict(plain)
+    assert result.to_dict()["rows"][0] == plain.to_dict()
 
 
 def test_rows_say_where_the_time_went(llm: Loaded) -> None:
@@ -85,14 +85,14 @@ def test_a_count_below_the_protected_tokens_is_listed(llm: Loaded) -> None:
 
 
 def test_one_that_breaks_does_not_take_the_others_along(llm: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = runner.on
+    real = worker.on
 
     def on(model: Any, methods: Any, **options: Any) -> tithe.Run:
         if methods[0].card.slug == "snapkv":
             raise ZeroDivisionError("broken")
         return real(model, methods, **options)
 
-    monkeypatch.setattr(runner, "on", on)
+    monkeypatch.setattr(worker, "on", on)
     result = run(llm, ["needle"], ["snapkv", "random"], [0.5], baselines=False)
     assert [row.method for row in result.rows] == ["untouched", "random"]
     assert [(one.method, one.reason, one.failed) for one in result.refused] == [
@@ -118,13 +118,15 @@ def test_nothing_that_can_run_is_an_error(llm: Loaded) -> None:
         ({"question": "insde"}, "Did you mean 'inside'"),
         ({"n": 0}, "n=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"repeat": 1}, "at least 3"),
+        ({"timings": 1}, "at least 3 or 0 for none"),
+        ({"repeat": 0}, "repeat=0"),
+        ({"length": []}, "length is empty"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
     llm: Loaded, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(runner._Bench, "untouched", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(worker.Worker, "do", lambda *_: pytest.fail("ran"))
     with pytest.raises(BadInput, match=message):
         run(llm, **{"tasks": ["needle"], "methods": ["snapkv"], "keeps": [0.5], **options})
 
@@ -132,4 +134,6 @@ def test_bad_arguments_are_refused_before_anything_runs(
 def test_progress_counts_every_piece(llm: Loaded) -> None:
     told: list[tuple[int, int, str]] = []
     run(llm, ["needle"], ["snapkv"], [0.5], baselines=False, progress=lambda *step: told.append(step))
-    assert told == [(0, 2, "needle · untouched"), (1, 2, "needle · snapkv · 0.5"), (2, 2, "done")]
+    done, total, labels = zip(*told, strict=True)
+    assert done == (0, 1, 2, 3, 4, 4) and set(total) == {4}
+    assert labels == ("needle", *("needle · untouched", "needle · snapkv · 0.5") * 2, "done")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from statistics import fmean
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import tithe
 from tithe.bench import registry
 from tithe.bench.ask import untouched
 from tithe.bench.tasks import canvas
-from tithe.bench.tasks.base import Setting, matches
+from tithe.bench.marking import begins
+from tithe.bench.tasks.base import Setting
 from tithe.bench.tasks.lm import lm_windows
 from tithe.bench.tasks.loss import LM, TAIL
 from tithe.bench.tasks.needle import MULTIKEY, NEEDLE
@@ -34,7 +36,7 @@ from tithe.zoo import Loaded
     ],
 )
 def test_marking(given: str, expected: str, right: bool) -> None:
-    assert matches(given, expected) is right
+    assert begins(given, expected) == right
 
 
 def test_tasks_by_name_and_kind() -> None:
@@ -55,7 +57,7 @@ def test_settings_of_other_seeds_share_no_case() -> None:
 
 def test_quality_is_the_share_of_right_answers(llm: Loaded) -> None:
     outcome = MULTIKEY.evaluate(llm, partial(tithe.on, llm.model, "random", keep=0.5), Setting(n=2, length=256))
-    assert len(outcome.answers) == 8 and {answer.case for answer in outcome.answers} == {0, 1}
+    assert len(outcome.answers) == 8
     assert outcome.quality == sum(answer.right for answer in outcome.answers) / 8
     assert all(answer.right == (answer.given.split() == answer.expected.split()) for answer in outcome.answers)
 
@@ -86,7 +88,8 @@ def test_digits_quality_is_over_digits_only(vit: Loaded) -> None:
     cases = [canvas.digits_case(seed, "test") for seed in setting.seeds()]
     digits = sum(int((case.labels != canvas.EMPTY).sum()) for case in cases)
     assert len(outcome.answers) == digits
-    assert outcome.quality == sum(answer.right for answer in outcome.answers) / digits
+    shares = [fmean(answer.score for answer in one.answers) for one in DIGITS.mark(vit, untouched, setting, range(5))]
+    assert outcome.quality == fmean(shares)
     tome = DIGITS.evaluate(vit, partial(tithe.on, vit.model, "tome", keep=0.5), setting)
     assert tome.figures.flops is not None and tome.figures.flops_full is not None
     assert tome.figures.flops < tome.figures.flops_full and tome.figures.kv_bytes is None

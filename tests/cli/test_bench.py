@@ -8,7 +8,8 @@ from typing import Any
 KEYS = [
     "model", "task", "method", "keep", "quality", "quality_full", "kept_tokens", "total_tokens", "kv_bytes",
     "kv_allocated", "kv_bytes_full", "flops", "flops_full", "prefill_ratio", "decode_ratio", "saving", "n", "seed",
-    "question", "encode_s", "select_s", "prefill_s", "decode_s",
+    "question", "encode_s", "select_s", "prefill_s", "decode_s", "length", "repeats", "spread", "quality_low",
+    "quality_high", "low", "high", "verdict", "needed", "agreement", "kl", "by_depth",
 ]  # fmt: skip
 SMALL = ("--n", "1", "--length", "128", "--json")
 

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
 from tithe.bench import figures
+from tithe.bench.answers import Recorder
 from tithe.bench.figures import Figures
 from tithe.bench.prompt import Ask, Inputs, Prompt, joined
 from tithe.errors import Refused
@@ -26,10 +29,11 @@ Attach = Callable[[], "AbstractContextManager[Run | None]"]
 
 @dataclass(frozen=True)
 class Reply:
-    """The tokens that the model wrote, and what they cost."""
+    """The tokens that the model wrote, what they cost, and the log-probabilities ``[S, V]`` of the first of them."""
 
     ids: tuple[int, ...]
     figures: Figures
+    logs: Tensor
 
 
 def untouched() -> AbstractContextManager[None]:
@@ -55,8 +59,8 @@ def ask(model: Any, prompt: Prompt, attach: Attach, where: Where) -> list[Reply]
         for one in prompt.asks:
             told, mine = joined(prompt.inputs, one.ids), copy.deepcopy(cache)
             inputs = {name: told[name] for name in ("input_ids", "attention_mask")}
-            said.append((_generate(model, inputs, one.room, mine), _cost(run, told, mine)))
-        return [Reply(ids, said[-1][1]) for ids, _ in said]
+            said.append((*_generate(model, inputs, one.room, mine), _cost(run, told, mine)))
+        return [Reply(ids, said[-1][-1], logs) for ids, logs, _ in said]
 
 
 def read(model: Any, inputs: Inputs, cache: Any, run: Run | None) -> Any:
@@ -83,13 +87,19 @@ def last_logits(model: Any) -> dict[str, int]:
 def _inside(model: Any, inputs: Inputs, one: Ask, attach: Attach) -> Reply:
     with attach() as run:
         whole, cache = joined(inputs, one.ids), new_cache(model) if holds_keys(model) else None
-        return Reply(_generate(model, whole, one.room, cache), _cost(run, whole, cache))
+        ids, logs = _generate(model, whole, one.room, cache)
+        return Reply(ids, _cost(run, whole, cache), logs)
 
 
-def _generate(model: Any, inputs: Inputs, room: int, cache: DynamicCache | None) -> tuple[int, ...]:
-    held = {} if cache is None else {"past_key_values": cache}
-    out = cast("torch.Tensor", model.generate(**inputs, **held, max_new_tokens=room, do_sample=False))
-    return tuple(out[0, inputs["input_ids"].shape[1] :].tolist())
+def _generate(model: Any, inputs: Inputs, room: int, cache: DynamicCache | None) -> tuple[tuple[int, ...], Tensor]:
+    held, heard = {} if cache is None else {"past_key_values": cache}, Recorder()
+    out = cast(
+        "Tensor",
+        model.generate(
+            **inputs, **held, max_new_tokens=room, do_sample=False, logits_processor=LogitsProcessorList([heard])
+        ),
+    )
+    return tuple(out[0, inputs["input_ids"].shape[1] :].tolist()), heard.logs
 
 
 def _cost(run: Run | None, inputs: Inputs, cache: DynamicCache | None) -> Figures:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tithe.bench import specs
 from tithe.bench.prompt import Inputs, Prompt, joined
 from tithe.bench.specs import Spec
-from tithe.bench.tasks.base import Setting, decoded, matches
+from tithe.bench.tasks.base import Setting, decoded, marked
 from tithe.budget import Keep
 from tithe.errors import BadInput, Refused, unknown
 from tithe.flow import on
@@ -313,7 +313,7 @@ def _right(loaded: Loaded, prompt: Prompt, inputs: Inputs, methods: Sequence[Met
                 out = model.generate(**inputs, max_new_tokens=one.room, do_sample=False)
         else:
             out = model.generate(**inputs, max_new_tokens=one.room, do_sample=False)
-    return float(matches(decoded(loaded, out[0, width:].tolist()), one.answer or ""))
+    return marked(decoded(loaded, out[0, width:].tolist()), one)
 
 
 def to_dict(rows: Sequence[Attacked]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tithe.bench.runner import Row
+    from tithe.bench.rows import Row
     from tithe.budget import Keep
 
 RANDOM = "random"
@@ -66,4 +66,4 @@ def _baseline(method: str) -> bool:
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("model", "task", "question", "keep", "n", "seed"))
+    return (*(row[name] for name in ("model", "task", "question", "keep", "n", "seed")), row.get("length"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,18 @@ ALONG = ("mm_token_type_ids", "token_type_ids")
 
 @dataclass(frozen=True)
 class Ask:
-    """A question: its tokens, as they follow the context, its text, the right answer and the room to write one."""
+    """A question: its tokens, as they follow the context, its text, the right answer and the room to write one.
+
+    ``mark`` scores what was written, 0 to 1; None: right if it begins with the words of ``answer``. ``depth``: where in
+    the context stands what is asked for, 0 (its start) to 1 (its end); None: nowhere in particular.
+    """
 
     ids: tuple[int, ...]
     text: str
     answer: str | None
     room: int
+    mark: Callable[[str], float] | None = None
+    depth: float | None = None
 
 
 @dataclass(frozen=True)

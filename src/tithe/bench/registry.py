@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tithe.bench.tasks.base import Task
 from tithe.bench.tasks.loss import LM
 from tithe.bench.tasks.needle import MULTIKEY, NEEDLE
@@ -16,10 +18,16 @@ TASKS: dict[str, Task] = {task.name: task for task in ALL}
 
 
 def get(name: str) -> Task:
-    """Return the task called ``name``, or raise with the nearest spelling."""
-    if name not in TASKS:
-        raise unknown("task", name, TASKS)
-    return TASKS[name]
+    """Return the task called ``name``, or ``task@variant``, or raise with the nearest spelling."""
+    base, sign, variant = name.partition("@")
+    if base not in TASKS:
+        raise unknown("task", base, TASKS)
+    if not sign:
+        return TASKS[base]
+    found = TASKS[base].variant(variant)
+    if found is None:
+        raise BadInput(f"task={name!r}: {base} has no variant {variant!r}.")
+    return found
 
 
 def serving(kind: HostKind, model: str = "") -> tuple[str, ...]:
@@ -28,13 +36,13 @@ def serving(kind: HostKind, model: str = "") -> tuple[str, ...]:
     return tuple(task.name for task in fit if not model.startswith(PREFIX) or task.home in (None, model))
 
 
-def check(names: list[str], kind: HostKind, model: str) -> list[Task]:
-    """Return the tasks called ``names``, refused where the model is of another kind than they need."""
-    tasks = [get(name) for name in names]
-    for task in tasks:
+def check(tasks: Sequence[str | Task], kind: HostKind, model: str) -> list[Task]:
+    """Return ``tasks`` by name or as they are, refused where the model is of another kind than they need."""
+    found = [get(task) if isinstance(task, str) else task for task in tasks]
+    for task in found:
         if task.kind != kind:
             raise BadInput(
                 f"task={task.name!r} needs a {task.kind}; {model} is a {kind}. "
                 f"Tasks for it: {', '.join(serving(kind)) or 'none'}."
             )
-    return tasks
+    return found

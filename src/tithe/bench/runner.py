@@ -1,85 +1,35 @@
-"""Methods x budgets x tasks on one model, each beside the untouched model and the baselines."""
+"""Methods x budgets x tasks on one model, each beside the untouched model and the baselines, case by case.
+
+Cases are the outer loop: after every case all methods have seen the same work, so a run that is stopped can be read,
+and one that was killed goes on from its journal.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from tithe import hosts
-from tithe.bench import registry, specs
-from tithe.bench.ask import Attach, Where, untouched
-from tithe.bench.figures import Figures
+from tithe.bench import registry, rows, specs
+from tithe.bench.ask import Where
+from tithe.bench.environment import environment
+from tithe.bench.journal import Journal, Work
+from tithe.bench.rows import Place, Refusal, Result, Row
 from tithe.bench.specs import Spec
-from tithe.bench.tasks.base import Outcome, Setting, Task
-from tithe.bench.timing import Ratios, alone, one_thread_if_small, ratios
+from tithe.bench.tasks.base import Setting, Task
+from tithe.bench.timing import one_thread_if_small
+from tithe.bench.worker import Choice, Found, Unit, Worker
 from tithe.budget import Keep, check_keep
-from tithe.errors import BadInput, Refused, TitheError, unknown
-from tithe.flow import Run, on
+from tithe.errors import BadInput, Refused, unknown
 from tithe.zoo import Loaded, load_model
 
 WHERES: tuple[Where, ...] = ("inside", "after")
+PLAIN: Choice = (specs.UNTOUCHED, None)
 
-
-@dataclass(frozen=True)
-class Row:
-    """One method at one budget on one task; ``_full`` figures are the untouched model's.
-
-    ``kept_tokens`` of ``total_tokens`` presented to the last selecting step; bytes when the answer ends; FLOPs of one
-    reading of the context and of what is asked about it; ``prefill_ratio`` and ``decode_ratio`` are times over those of
-    the untouched model; ``encode_s`` seconds of the vision tower, ``select_s`` of choosing among its tokens,
-    ``prefill_s`` of the language model's reading, ``decode_s`` of one token written, medians of the timings.
-    None where a task has no such thing. ``quality``: see the task.
-    """
-
-    model: str
-    task: str
-    method: str
-    keep: Keep | None
-    quality: float
-    quality_full: float
-    kept_tokens: float | None
-    total_tokens: float | None
-    kv_bytes: int | None
-    kv_allocated: int | None
-    kv_bytes_full: int | None
-    flops: int | None
-    flops_full: int | None
-    prefill_ratio: float
-    decode_ratio: float | None
-    saving: str
-    n: int
-    seed: int
-    question: str | None
-    encode_s: float | None = None
-    select_s: float | None = None
-    prefill_s: float | None = None
-    decode_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What did not run, and why; ``failed``: it broke, rather than being refused on purpose."""
-
-    model: str
-    task: str
-    method: str
-    keep: Keep | None
-    reason: str
-    failed: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """Rows, and what gave none."""
-
-    rows: tuple[Row, ...]
-    refused: tuple[Refusal, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types for JSON."""
-        return asdict(self)
+Do = Callable[[Unit], Iterable[Found]]
 
 
 class Progress(Protocol):
@@ -90,68 +40,93 @@ class Progress(Protocol):
         ...
 
 
+class Pool(Protocol):
+    """Where units are done; `local` does them here, one after the other."""
+
+    def __call__(self, worker: Worker, units: Sequence[Unit]) -> Iterator[Found]:
+        """Yield what comes of ``units``, in any order; each choice of each of them once."""
+        ...
+
+
+def local(worker: Worker, units: Sequence[Unit]) -> Iterator[Found]:
+    """Do the units in this process; a small model runs on one thread."""
+    with one_thread_if_small(worker.loaded.model):
+        for unit in units:
+            yield from worker.do(unit)
+
+
 def run(
     model: str | Loaded,
-    tasks: Sequence[str] = (),
+    tasks: Sequence[str | Task] = (),
     methods: Sequence[str] = (),
     keeps: Sequence[Keep] = (0.5, 0.25, 0.1),
     *,
     n: int = 16,
     seed: int = 0,
     question: Where = "inside",
-    length: int = 512,
-    repeat: int = 3,
+    length: int | Sequence[int] = 512,
+    repeat: int = 1,
+    timings: int = 3,
     steps: int = 16,
     baselines: bool = True,
     params: dict[str, Any] | None = None,
     name: str | None = None,
     progress: Progress | None = None,
+    journal: Journal | str | Path | None = None,
+    pool: Pool = local,
+    command: str = "",
 ) -> Result:
-    """Run ``methods`` at ``keeps`` on ``tasks`` of ``n`` cases; a small model runs on one thread.
+    """Run ``methods`` at ``keeps`` on ``tasks`` of ``n`` cases.
 
     Args:
         model: what ``tithe.zoo.load_model`` takes, or a model already loaded.
-        tasks: names; none for every task that fits the model.
+        tasks: names, or tasks of one's own; none for every task that fits the model.
         methods: slugs, ``a+b`` for several acting together; none for every method that fits.
         keeps: fractions (floats) or counts (ints).
+        n: cases of each task and seed. A journal that holds some of them is only added to.
         question: where recall and picture tasks put their question: ``inside`` the prompt, or ``after`` compression.
-        length: tokens of the context, for text tasks.
-        repeat: pairs of timings behind each ratio, whose median is taken; at least 3.
+        length: tokens of the context, for text tasks; several give a row each.
+        repeat: seeds, counted up from ``seed``; a row is over all of them.
+        timings: pairs of timings behind each ratio, whose median is taken; at least 3, or 0 for no timings.
         steps: tokens written in each timing.
         baselines: add those of the methods' families at the same budgets.
         params: further parameters, each for the methods that have it.
+        journal: where every case is committed as soon as it is there, or a path; None: in memory.
+        pool: where the work is done.
+        command: what to call this run in the journal.
 
     Raises:
         BadInput: an unknown name, a value out of range, or a task for another kind of model.
         Refused: no method at all could run; the reason of the first.
     """
     params = params or {}
-    chosen = check(tasks, methods, keeps, question, n, seed, length, repeat, params)
+    lengths = (length,) if isinstance(length, int) else tuple(length)
+    named = [task for task in tasks if isinstance(task, str)]
+    chosen = check(named, methods, keeps, question, n, seed, lengths, repeat, timings, params)
     label = name or (model if isinstance(model, str) else type(model.model).__name__)
     loaded = load_model(model) if isinstance(model, str) else model
     todo = registry.check(list(tasks) or list(registry.serving(loaded.kind, label)), loaded.kind, label)
     kind = hosts.find(loaded.model).kind
     chosen = chosen or specs.collect(specs.serving(kind), params)
     everything = {spec.label: spec for spec in (*chosen, *(specs.baselines(chosen, kind) if baselines else ()))}
-    setting = Setting(n, seed, question, length)
-    bench = _Bench(loaded, label, setting, (repeat, steps), params)
-    units = [(task, spec, keep) for task in todo for spec in everything.values() for keep in spec.budgets(keeps)]
-    done, total, before = 0, len(units) + len(todo), ""
-    with one_thread_if_small(loaded.model):
-        for task, spec, keep in units:
-            if task.name != before:
-                before = task.name
-                _tell(progress, done, total, f"{task.name} · untouched")
-                bench.untouched(task)
-                done += 1
-            _tell(progress, done, total, f"{task.name} · {spec.label}" + (f" · {keep}" if keep is not None else ""))
-            bench.one(task, spec, keep)
-            done += 1
-    _tell(progress, done, total, "done")
+    choices = [(spec.label, keep) for spec in everything.values() for keep in spec.budgets(keeps)]
+    settings = [Setting(n, seed + at, question, each) for each in lengths for at in range(repeat)]
+    for task in todo:
+        for setting in _distinct(task, settings):
+            task.check(loaded, setting)
+    held = journal if isinstance(journal, Journal) else Journal(journal)
+    try:
+        bench = Bench(loaded, label, held, params, {spec.label: spec for spec in everything.values()}, steps, timings)
+        asked = [(task, setting) for task in todo for setting in _distinct(task, settings)]
+        bench.run(asked, choices, pool, progress, command)
+        result = bench.result(todo, settings, choices)
+    finally:
+        if held is not journal:
+            held.close()
     wanted = {spec.label for spec in chosen}
-    if bench.refused and not any(row.method in wanted for row in bench.rows):
-        raise Refused(next(one.reason for one in bench.refused if one.method in wanted))
-    return Result(tuple(bench.rows), tuple(bench.refused))
+    if result.refused and not any(row.method in wanted for row in result.rows):
+        raise Refused(next(one.reason for one in result.refused if one.method in wanted))
+    return result
 
 
 def check(
@@ -161,16 +136,21 @@ def check(
     question: str,
     n: int,
     seed: int,
-    length: int,
+    lengths: Sequence[int],
     repeat: int,
+    timings: int,
     params: dict[str, Any],
 ) -> list[Spec]:
     """Return the specs of ``methods``, or raise what is wrong with any argument, before a model is loaded."""
     for keep in keeps:
         check_keep(keep)
-    for number, value, least in (("n", n, 1), ("repeat", repeat, 3), ("length", length, 1), ("seed", seed, 0)):
+    given = [("n", n, 1), ("repeat", repeat, 1), ("seed", seed, 0), *(("length", length, 1) for length in lengths)]
+    for name, value, least in (*given, ("timings", timings, 3 if timings else 0)):
         if value < least:
-            raise BadInput(f"{number}={value} is out of range; give at least {least}.")
+            none = " or 0 for none" if name == "timings" else ""
+            raise BadInput(f"{name}={value} is out of range; give at least {least}{none}.")
+    if not lengths:
+        raise BadInput("length is empty: give a number of tokens such as 512.")
     if question not in WHERES:
         raise unknown("question", question, WHERES)
     for task in tasks:
@@ -188,83 +168,145 @@ def check(
     return chosen
 
 
-class _Bench:
-    """Collects rows for one model."""
+@dataclass
+class Bench:
+    """What one model is asked under which methods, and the journal of it."""
 
-    def __init__(
-        self, loaded: Loaded, label: str, setting: Setting, times: tuple[int, int], params: dict[str, Any]
+    loaded: Loaded
+    label: str
+    journal: Journal
+    params: dict[str, Any]
+    specs: dict[str, Spec]
+    steps: int
+    timings: int
+
+    def __post_init__(self) -> None:
+        self.environment = tuple(sorted(environment(self.loaded.model).items()))
+        self.broken: dict[tuple[str, int, Choice], str] = {}
+
+    def run(
+        self,
+        asked: Sequence[tuple[Task, Setting]],
+        choices: Sequence[Choice],
+        pool: Pool,
+        progress: Progress | None,
+        command: str,
     ) -> None:
-        self.loaded, self.label, self.setting, self.times, self.params = loaded, label, setting, times, params
-        self.rows: list[Row] = []
-        self.refused: list[Refusal] = []
-        self._full: dict[str, float] = {}
+        """Do what the journal lacks."""
+        every = [PLAIN, *choices]
+        works = {self.work(*one, choice): sum(map(len, one[0].batches(one[1].n))) for one in asked for choice in every}
+        self.journal.begin(command, works)
+        units = [unit for one in asked for unit in self.units(*one, every)]
+        total = sum(len(unit.choices) for unit in units)
+        worker = Worker(self.loaded, self.params, self.timings, self.steps)
+        done = 0
+        if units and progress is not None:
+            progress(done, total, units[0].task.name)
+        for found in pool(worker, units):
+            self.note(found)
+            done += 1
+            if progress is not None:
+                method, keep = found.choice
+                what = f"{found.unit.task.name} · {method}" + (f" · {keep}" if keep is not None else "")
+                progress(min(done, total), total, what)
+        if progress is not None:
+            progress(total, total, "done")
 
-    def untouched(self, task: Task) -> None:
-        """Run the model as it is for the answers, and once more under Tithe's counters alone for the figures."""
-        plain = task.evaluate(self.loaded, untouched, self.setting)
-        counted = task.evaluate(self.loaded, self._attach(()), self.setting)
-        self._full[task.name] = plain.quality
-        bytes_held = {name: getattr(plain.figures, name) for name in ("kv_bytes", "kv_allocated", "kv_bytes_full")}
-        outcome = replace(plain, figures=replace(counted.figures, **bytes_held))
-        self._add(task, specs.UNTOUCHED, None, outcome, self._timed(alone, task, self._attach(())))
-
-    def one(self, task: Task, spec: Spec, keep: Keep | None) -> None:
-        """Run one method at one budget, or note why it cannot be."""
-        try:
-            attach = self._attach(spec.methods(keep, self.params))
-            outcome = task.evaluate(self.loaded, attach, self.setting)
-            times = self._timed(ratios, task, attach)
-        except TitheError as error:
-            self.refused.append(Refusal(self.label, task.name, spec.label, keep, str(error)))
+    def units(self, task: Task, setting: Setting, choices: Sequence[Choice]) -> Iterator[Unit]:
+        """Yield what is still to be done: batches of cases, then the timings of the first seed."""
+        works = {choice: self.work(task, setting, choice) for choice in choices}
+        open_ = [choice for choice in choices if self.journal.refusal(works[choice]) is None]
+        done = {choice: self.journal.done(works[choice]) for choice in open_}
+        for cases in task.batches(setting.n):
+            lacking = tuple(choice for choice in open_ if not done[choice] >= set(cases))
+            if lacking:
+                yield Unit(task, setting, tuple(cases), lacking)
+        if not self.timings:
             return
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            self.refused.append(Refusal(self.label, task.name, spec.label, keep, reason, failed=True))
-            return
-        self._add(task, spec.label, keep, outcome, times)
+        for choice in open_:
+            if self.journal.times(works[choice], self.how) is None:
+                yield Unit(task, setting, (), (choice,))
 
-    def _attach(self, methods: tuple[Any, ...]) -> Attach:
-        def attach() -> AbstractContextManager[Run]:
-            model = self.loaded.model
-            return on(model, methods) if methods else Run(model, (), "counts", False)
+    def note(self, found: Found) -> None:
+        """Commit what was found."""
+        work = self.work(found.unit.task, found.unit.setting, found.choice)
+        for case in found.cases:
+            self.journal.add(work, case)
+        if found.times is not None:
+            self.journal.add_times(work, self.how, found.times)
+        if found.failed:
+            self.broken[found.unit.task.name, found.unit.setting.length, found.choice] = found.reason
+        elif found.reason:
+            self.journal.refuse(work, found.reason)
 
-        return attach
+    def result(self, tasks: Sequence[Task], settings: Sequence[Setting], choices: Sequence[Choice]) -> Result:
+        """Return the rows of what the journal holds, and what was refused."""
+        found: list[Row] = []
+        refused: list[Refusal] = []
+        for task in tasks:
+            for some in _by_length(_distinct(task, settings)):
+                for choice in (PLAIN, *choices):
+                    reason = self.reason(task, some, choice)
+                    if reason is None:
+                        found += self.row(task, some, choice)
+                    else:
+                        refused.append(Refusal(self.label, task.name, *choice, *reason))
+        return Result(tuple(found), tuple(dict.fromkeys(refused)))
 
-    def _timed(self, how: Callable[..., Ratios], task: Task, attach: Attach) -> Ratios:
-        repeat, steps = self.times
-        inputs = task.sample(self.loaded, self.setting)
-        return how(self.loaded.model, inputs, attach, 0 if task.kind == "vit" else steps, repeat)
+    def row(self, task: Task, settings: Sequence[Setting], choice: Choice) -> Iterator[Row]:
+        """Yield the row of a choice over the seeds of ``settings``, none where no case is there yet."""
+        first = self.work(task, settings[0], choice)
+        seeds = []
+        for setting in settings:
+            mine, plain = (self.journal.cases(self.work(task, setting, one)) for one in (choice, PLAIN))
+            seeds.append(({at: case for at, case in mine.items() if at < setting.n}, plain))
+        if any(set(mine) & set(plain) for mine, plain in seeds):
+            place = Place(self.label, task.name, *choice, first.question, first.length, first.seed)
+            yield rows.row(place, seeds, self.journal.times(first, self.how))
 
-    def _add(self, task: Task, method: str, keep: Keep | None, outcome: Outcome, times: Ratios) -> None:
-        self.rows.append(
-            Row(
-                self.label,
-                task.name,
-                method,
-                keep,
-                outcome.quality,
-                self._full[task.name],
-                prefill_ratio=times.prefill,
-                decode_ratio=times.decode,
-                encode_s=times.seconds.encode,
-                select_s=times.seconds.select,
-                prefill_s=times.seconds.text,
-                decode_s=times.seconds.decode,
-                n=self.setting.n,
-                seed=self.setting.seed,
-                question=self.setting.question if task.positions else None,
-                **_plain(outcome.figures),
-            )
+    def reason(self, task: Task, settings: Sequence[Setting], choice: Choice) -> tuple[str, bool] | None:
+        """Return why there is no row, and whether something broke."""
+        for setting in settings:
+            broke = self.broken.get((task.name, setting.length, choice))
+            if broke is not None:
+                return broke, True
+            told = self.journal.refusal(self.work(task, setting, choice))
+            if told is not None:
+                return told, False
+        return None
+
+    def work(self, task: Task, setting: Setting, choice: Choice) -> Work:
+        """Return what a case of a choice depends on."""
+        method, keep = choice
+        used = self.specs[method].free if method in self.specs else set()
+        params = {name: value for name, value in sorted(self.params.items()) if name in used}
+        return Work(
+            self.label,
+            task.name,
+            task.digest,
+            setting.question if task.positions else None,
+            setting.length if task.sized else None,
+            setting.seed,
+            method,
+            keep,
+            json.dumps(params, default=repr) if params else "",
+            self.environment,
         )
 
-
-def _plain(cost: Figures) -> dict[str, Any]:
-    whole = ("kv_bytes", "kv_allocated", "kv_bytes_full", "flops", "flops_full")
-    return {
-        name: round(value) if name in whole and value is not None else value for name, value in asdict(cost).items()
-    }
+    @property
+    def how(self) -> str:
+        """How timings are taken."""
+        return f"{self.timings} x {self.steps}"
 
 
-def _tell(progress: Progress | None, done: int, total: int, label: str) -> None:
-    if progress is not None:
-        progress(done, total, label)
+def _distinct(task: Task, settings: Sequence[Setting]) -> list[Setting]:
+    """Return the settings that a task can tell apart."""
+    kept = {(setting.seed, setting.length if task.sized else None): setting for setting in reversed(settings)}
+    return list(reversed(kept.values()))
+
+
+def _by_length(settings: Sequence[Setting]) -> list[list[Setting]]:
+    found: dict[int, list[Setting]] = {}
+    for setting in settings:
+        found.setdefault(setting.length, []).append(setting)
+    return list(found.values())

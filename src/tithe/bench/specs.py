@@ -1,4 +1,4 @@
-"""Methods as text: ``slug``, ``slug:name=value`` with parameters of its own, ``a+b`` to act together in order."""
+"""Methods as text: ``slug``, ``slug:name=value`` with parameters of its own, ``a+b`` together, or a ``tithe.yaml``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tithe import catalogue
+from tithe import catalogue, recipe
 from tithe.budget import Keep, check_keep
 from tithe.catalogue import Factory
 from tithe.errors import BadInput, nearest
@@ -61,6 +61,9 @@ class Spec:
 
 def parse(label: str) -> Spec:
     """Return the spec that ``label`` spells, or raise with the nearest spelling."""
+    if recipe.is_path(label):
+        entries = recipe.read(label).entries
+        return Spec(label, tuple(Part(catalogue.get(slug), dict(own)) for slug, own in entries))
     parts = []
     for text in label.split("+"):
         slug, colon, rest = text.partition(":")

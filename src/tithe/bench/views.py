@@ -16,9 +16,10 @@ from tithe import hosts
 from tithe.bench.ask import Attach, Where, ask, untouched
 from tithe.bench.boards import Board, board, encoded
 from tithe.bench.fates import Placed, pictured, placed
+from tithe.bench.marking import begins
 from tithe.bench.prompt import Inputs, Prompt, joined, pieces, tokenizer_of
 from tithe.bench.specs import Spec
-from tithe.bench.tasks.base import decoded, matches
+from tithe.bench.tasks.base import decoded
 from tithe.bench.tasks.vision import labelled, patches_and_cls
 from tithe.budget import Keep
 from tithe.errors import BadInput, TitheError
@@ -136,7 +137,7 @@ def _views(
                 raise
             look.refuse(spec, keep, error)
             continue
-        right = None if expected is None else matches(said, expected)
+        right = None if expected is None else begins(said, expected) == 1
         events = runs[-1].trace.events
         for name, (layers, staged) in list(_outputs(methods, events, told)) or [("", told(events))]:
             views.append(View(" · ".join(filter(None, (spec.label, name))), keep, said, right, layers, staged))

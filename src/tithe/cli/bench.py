@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tithe.cli.console import bars, console, emit
+from tithe.cli.inputs import writable
 from tithe.cli.options import Device, Dtype, Json, Keeps, Model, Param, Trust
+from tithe.errors import BadInput
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tithe.bench import Result
+    from tithe.bench.journal import Journal
     from tithe.budget import Keep
     from tithe.zoo import Loaded
 
@@ -25,8 +35,14 @@ Methods = Annotated[
 Where = Annotated[str, typer.Option("--question", help="Ask inside the prompt, or after its compression.")]
 Count = Annotated[int, typer.Option("--n", "-n", help="Cases of each task.")]
 Seed = Annotated[int, typer.Option(help="Which cases are drawn.")]
-Length = Annotated[int, typer.Option(help="Tokens of a text task's context.")]
-Repeat = Annotated[int, typer.Option(help="Pairs of timings behind each ratio.")]
+Lengths = Annotated[str, typer.Option("--length", help="Tokens of a text task's context; several by comma.")]
+Repeat = Annotated[int, typer.Option(help="How many seeds, counted up from --seed; a row is over all of them.")]
+Timings = Annotated[int, typer.Option(help="Pairs of timings behind each ratio; 0 for no timings.")]
+Kept = Annotated[
+    str,
+    typer.Option("--journal", help="Where every case is kept, so that the same command goes on; 'none' keeps nothing."),
+]
+Page = Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page of the results, one HTML file.")]
 Attack = Annotated[str, typer.Option("--attack", help="caa: change pictures so that what matters is dropped.")]
 Epsilon = Annotated[float, typer.Option(help="The largest change of a pixel under attack, of a range of 1.")]
 Bare = Annotated[bool, typer.Option("--no-baselines", help="Leave out random, uniform and the like.")]
@@ -40,9 +56,12 @@ def bench(
     question: Where = "inside",
     n: Count = 16,
     seed: Seed = 0,
-    length: Length = 512,
-    repeat: Repeat = 3,
+    length: Lengths = "512",
+    repeat: Repeat = 1,
+    timings: Timings = 3,
     param: Param = None,
+    journal: Kept = "tithe-journal.sqlite",
+    out: Page = None,
     no_baselines: Bare = False,
     attack: Attack = "",
     epsilon: Epsilon = 8 / 255,
@@ -52,22 +71,21 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure methods at several budgets beside the untouched model and the baselines."""
-    from tithe.bench import losers, parse_keep, registry, run
+    from tithe.bench import parse_keep, registry, run
     from tithe.bench.runner import check
     from tithe.bench.specs import parse_params, split
-    from tithe.cli.tables import losing, refusals, results
-    from tithe.cli.tables import split as split_times
     from tithe.zoo import load_model
     from tithe.zoo.loader import quiet
 
     tasks, chosen, keeps = split(task), split(methods), [parse_keep(text) for text in split(keep)]
-    params = parse_params(param or [])
-    check(tasks, chosen, keeps, question, n, seed, length, repeat, params)
+    params, lengths = parse_params(param or []), numbers("length", length)
+    check(tasks, chosen, keeps, question, n, seed, lengths, repeat, timings, params)
+    target = writable(out) if out is not None else None
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     todo = registry.check(tasks, loaded.kind, model)
     if attack:
         return attacked(loaded, model, todo, chosen, keeps, params, (attack, epsilon, n, seed, json))
-    with bars() as shown, quiet():
+    with opened(journal) as held, bars() as shown, quiet():
         result = run(
             loaded,
             tasks,
@@ -76,25 +94,81 @@ def bench(
             n=n,
             seed=seed,
             question=question,  # type: ignore[arg-type]
-            length=length,
+            length=lengths,
             repeat=repeat,
+            timings=timings,
             baselines=not no_baselines,
             params=params,
             name=model,
             progress=shown.bar(model),
+            journal=held,
+            command=typed(),
         )
-    screen = console(json)
-    screen.print(results(result.rows, f"{model}, {n} cases, seed {seed}"))
-    stages = split_times(result.rows)
-    if stages is not None:
-        screen.print(stages)
-    for line in (*losing(losers(result.rows)), *refusals(result.refused)):
-        screen.print(line, markup=False, highlight=False)
+    seeds = f"seed {seed}" if repeat == 1 else f"seeds {seed} to {seed + repeat - 1}"
+    show(console(json), result, f"{model}, {n} cases, {seeds}")
+    if target is not None:
+        from tithe.bench import specs
+        from tithe.cli.report import report
+        from tithe.page import write
+
+        labels = dict.fromkeys(row.method for row in result.rows if row.method != specs.UNTOUCHED)
+        write(
+            report(
+                f"{model}: {', '.join(dict.fromkeys(row.task for row in result.rows))}",
+                map(specs.parse, labels),
+                rows=result.rows,
+            ),
+            target,
+        )
+        typer.echo(f"wrote {target}", err=True)
     if json:
         emit(result.to_dict())
     if result.refused:
         raise typer.Exit(1)
     return None
+
+
+def show(screen: Console, result: Result, title: str) -> None:
+    """Print the tables of a result."""
+    from tithe.bench import losers
+    from tithe.cli.tables import differences, losing, refusals, results
+    from tithe.cli.tables import split as split_times
+
+    screen.print(results(result.rows, title))
+    for table in (split_times(result.rows), differences(result.rows)):
+        if table is not None:
+            screen.print(table)
+    for line in (*losing(losers(result.rows)), *refusals(result.refused)):
+        screen.print(line, markup=False, highlight=False)
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """Return the whole numbers between commas."""
+    from tithe.bench.specs import split
+
+    try:
+        return [int(part) for part in split(text)]
+    except ValueError as error:
+        raise BadInput(f"{name}={text!r}: give whole numbers by comma, such as 256,512.") from error
+
+
+def typed() -> str:
+    """Return the command as it was typed, so that a run can be told by it."""
+    return shlex.join(["tithe", *sys.argv[1:]])
+
+
+@contextmanager
+def opened(journal: str) -> Iterator[Journal]:
+    """Open a journal; a run that is stopped says where its cases are."""
+    from tithe.bench.journal import Journal
+
+    with Journal(None if journal == "none" else journal) as held:
+        try:
+            yield held
+        except KeyboardInterrupt as stop:
+            where = "" if journal == "none" else f"; what was found is in {journal}: the same command goes on"
+            typer.echo(f"tithe: stopped{where}.", err=True)
+            raise typer.Exit(130) from stop
 
 
 def attacked(
@@ -111,7 +185,6 @@ def attacked(
     from tithe.bench.tasks.base import Setting
     from tithe.bench.timing import one_thread_if_small
     from tithe.cli.tables import attacks
-    from tithe.errors import BadInput
     from tithe.zoo.loader import quiet
 
     name, epsilon, n, seed, json = how

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 WIDE = 160
 
@@ -66,7 +66,8 @@ class Bar:
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Show progress on stderr while the block runs, where somebody watches: a log gets what was found, and errors."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    spent = (TimeElapsedColumn(), TextColumn("· left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *spent)
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
         yield Bars(progress)

@@ -98,7 +98,11 @@ def demo(
     refused = [one for part in parts for one in part.refused]
     if json:
         emit(
-            {"rows": [asdict(row) for row in rows], "refused": [asdict(one) for one in refused], "report": str(written)}
+            {
+                "rows": [row.to_dict() for row in rows],
+                "refused": [asdict(one) for one in refused],
+                "report": str(written),
+            }
         )
     if refused:
         raise typer.Exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 
@@ -17,7 +16,7 @@ def report(title: str, specs: Iterable[Spec], *, cases: Sequence[Case] = (), row
     """Return a report with the cards of all methods of ``specs``."""
     cards = {part.factory.card.slug: card_row(part.factory.card) for spec in specs for part in spec.parts}
     created = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
-    plain = tuple(asdict(row) for row in rows)
+    plain = tuple(row.to_dict() for row in rows)
     return Report(title, created, version("tithe"), tuple(cards.values()), tuple(cases), plain)
 
 

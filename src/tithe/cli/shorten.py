@@ -12,6 +12,7 @@ from tithe.cli.console import console, emit
 from tithe.cli.inputs import writable
 from tithe.cli.options import Device, Dtype, Json, Model, Param, Question, Trust
 from tithe.errors import BadInput
+from tithe.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +64,7 @@ def shorten(
     with quiet():
         found = shortened(loaded.model, tokenizer_of(loaded), text, **given, **params)
     if target is not None:
-        target.write_text(found.text, encoding="utf-8")
+        write_text(target, found.text)
     if json:
         emit(
             {"model": model, "file": str(file), **given, "params": params, "out": out and str(target)} | found.to_dict()

@@ -10,6 +10,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from tithe.bench import Loser, Refusal, Row
     from tithe.bench.attack import Attacked
+    from tithe.bench.compare import Comparison
     from tithe.budget import Keep
 
 UNITS = ("", "k", "M", "G", "T", "P")
@@ -17,16 +18,18 @@ UNITS = ("", "k", "M", "G", "T", "P")
 
 def results(rows: Sequence[Row], title: str) -> Table:
     """Return one table for rows of one model: qualities side by side by task and place of the question."""
-    asked = list(dict.fromkeys((row.task, row.question) for row in rows))
+    asked = list(dict.fromkeys((row.task, row.question, row.length) for row in rows))
+    longer = {task for task, _, length in asked if len({other[2] for other in asked if other[0] == task}) > 1}
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("method", "keep", "tokens", "KV bytes", "FLOPs", "prefill", "decode"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for task, question in asked:
-        table.add_column(task if question is None else f"{task}\n{question}", justify="right", no_wrap=True)
+    for task, question, length in asked:
+        lines = (task, question, str(length) if task in longer else None)
+        table.add_column("\n".join(filter(None, lines)), justify="right", no_wrap=True)
     table.add_column("saving")
-    runs: dict[tuple[str, Keep | None], dict[tuple[str, str | None], Row]] = {}
+    runs: dict[tuple[str, Keep | None], dict[tuple[str, str | None, int | None], Row]] = {}
     for row in rows:
-        runs.setdefault((row.method, row.keep), {})[row.task, row.question] = row
+        runs.setdefault((row.method, row.keep), {})[row.task, row.question, row.length] = row
     for (method, keep), mine in runs.items():
         first = next(iter(mine.values()))
         qualities = [f"{mine[column].quality:.2f}" if column in mine else "-" for column in asked]
@@ -54,6 +57,66 @@ def split(rows: Sequence[Row]) -> Table | None:
     for row in rows:
         stages = (row.encode_s, row.select_s, row.prefill_s, row.decode_s)
         table.add_row(row.task, row.method, budget(row.keep), *(milliseconds(stage) for stage in stages))
+    return table
+
+
+def differences(rows: Sequence[Row]) -> Table | None:
+    """Return what beside speed changes against the untouched model, or None where there is nothing else."""
+    mine = [row for row in rows if row.keep is not None or row.method != "untouched"]
+    if not mine:
+        return None
+    extras = list(dict.fromkeys(name for row in rows for name in row.extras))
+    longer = len({row.length for row in rows if row.length is not None}) > 1
+    table = Table(title="against the untouched model", title_justify="left", box=None, pad_edge=False)
+    for name in ("task", *["length"] * longer, "method", "keep"):
+        table.add_column(name, justify="left" if name in ("task", "method") else "right", no_wrap=True)
+    for name in ("difference", "95% interval", "says", "same answers", "KL", *extras):
+        table.add_column(name, justify="left" if name == "says" else "right", no_wrap=True)
+    for row in mine:
+        table.add_row(
+            row.task,
+            *["-" if row.length is None else str(row.length)] * longer,
+            row.method,
+            budget(row.keep),
+            f"{row.quality - row.quality_full:+.3f}",
+            "-" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}",
+            says(row.verdict, row.n, row.needed),
+            "-" if row.agreement is None else f"{row.agreement:.2f}",
+            "-" if row.kl is None else f"{row.kl:.3f}",
+            *("-" if name not in row.extras else f"{row.extras[name]:.3f}" for name in extras),
+        )
+    return table
+
+
+def says(verdict: str, n: int, needed: int | None) -> str:
+    """Return a verdict in words; one that cannot be given says how many cases it would take."""
+    if verdict != "too few":
+        return verdict
+    return f"n = {n} too small to tell" + (f", about {needed:,} would" if needed is not None else "")
+
+
+def changes(found: Comparison, first: str, second: str) -> Table:
+    """Return what changes from one run to another."""
+    table = Table(title=f"{first} -> {second}", title_justify="left", box=None, pad_edge=False)
+    for name in ("task", "question", "length", "method", "keep", "first", "second", "difference", "95% interval"):
+        table.add_column(name, justify="left" if name in ("task", "question", "method") else "right", no_wrap=True)
+    table.add_column("says", no_wrap=True)
+    table.add_column("same answers", justify="right")
+    for one in found.changes:
+        same = (one.first, one.first_keep) == (one.second, one.second_keep)
+        table.add_row(
+            one.task,
+            one.question or "-",
+            "-" if one.length is None else str(one.length),
+            one.first if same else f"{one.first} -> {one.second}",
+            budget(one.first_keep) if same else f"{budget(one.first_keep)} -> {budget(one.second_keep)}",
+            f"{one.quality_first:.3f}",
+            f"{one.quality_second:.3f}",
+            f"{one.difference:+.3f}",
+            "-" if one.low is None or one.high is None else f"{one.low:+.3f} to {one.high:+.3f}",
+            says(one.verdict, one.n, one.needed),
+            "-" if one.agreement is None else f"{one.agreement:.2f}",
+        )
     return table
 
 

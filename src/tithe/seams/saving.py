@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from tithe import hosts
 from tithe.errors import BadInput, Refused
+from tithe.files import replacing
 from tithe.profiles import fingerprint
 from tithe.seams.cache import CacheLayer, Link, adopt, owned
 from tithe.seams.stores import Dense, Packing, Quantised, Store
@@ -56,11 +57,9 @@ def save_cache(cache: Cache, path: str | Path) -> Path:
         "link": {key: getattr(link, key) for key in LINK},
         "layers": rows,
     }
-    save_file(
-        {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()},
-        path,
-        {"tithe": json.dumps(about)},
-    )
+    whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with replacing(path) as part:
+        save_file(whole, part, {"tithe": json.dumps(about)})
     return Path(path)
 
 

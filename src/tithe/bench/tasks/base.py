@@ -1,18 +1,20 @@
-"""What a task is: cases drawn from a seed, put to a model, and marked."""
+"""What a task is: cases drawn from a seed, put to a model one by one, and marked."""
 
 from __future__ import annotations
 
-import string
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
+
+from torch import Tensor
 
 from tithe.bench import figures
-from tithe.bench.ask import Attach, Where, ask
+from tithe.bench.ask import Attach, Reply, Where, ask
 from tithe.bench.figures import Figures
-from tithe.bench.prompt import Inputs, Prompt, joined, tokenizer_of
+from tithe.bench.marking import begins
+from tithe.bench.prompt import Ask, Inputs, Prompt, joined, tokenizer_of
 from tithe.types import HostKind
 from tithe.zoo import Loaded
 
@@ -32,87 +34,144 @@ class Setting:
         """The seeds of the cases; those of two settings do not overlap."""
         return range(self.seed * STRIDE, self.seed * STRIDE + self.n)
 
+    def of(self, case: int) -> int:
+        """The seed of one case."""
+        return self.seed * STRIDE + case
+
 
 @dataclass(frozen=True)
 class Answer:
-    """One marked answer; ``case`` counts the contexts, each of which may be asked several questions."""
+    """One marked answer; ``score`` 0 to 1, ``depth`` where in the context stood what was asked for."""
 
-    case: int
     question: str
     expected: str
     given: str
-    right: bool
+    score: float
+    depth: float | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing is missing."""
+        return self.score >= 1
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One case: ``quality`` is higher for better, on the task's own scale; ``figures`` what it cost.
+
+    ``extras``: further figures of the case by name, columns of the table. ``ids`` and ``logs``: the tokens written for
+    each answer and their log-probabilities ``[steps, V]``, where the model writes.
+    """
+
+    case: int
+    quality: float
+    answers: tuple[Answer, ...]
+    figures: Figures
+    extras: Mapping[str, float] = field(default_factory=dict)
+    ids: tuple[tuple[int, ...], ...] = ()
+    logs: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``quality`` is higher for better, on the task's own scale; ``figures`` are means over the cases."""
+    """All cases together: means of their qualities and figures."""
 
     quality: float
     answers: tuple[Answer, ...]
     figures: Figures
 
 
-class Task(Protocol):
-    """``positions``: whether the question may stand inside the prompt or come after it.
+class Task(ABC):
+    """A kind of work for one kind of model.
 
-    ``home``: the embedded model that was trained on it, None where that is any of its kind.
+    Attributes:
+        name: what users call it. kind: the kind of model it is for.
+        positions: whether the question may stand inside the prompt or come after it.
+        sized: whether its contexts have a length.
+        home: the embedded model that was trained on it, None where that is any of its kind.
+        batch: cases that are evaluated together.
+        size: how many cases there are, None where they are drawn.
+        digest: what tells its cases apart from others of the same name, such as the hash of a file.
     """
 
-    @property
-    def name(self) -> str:
-        """What users call it."""
-        ...
+    name: str
+    kind: HostKind
+    positions: bool = False
+    sized: bool = False
+    home: str | None = None
+    batch: int = 1
+    size: int | None = None
+    digest: str = ""
 
-    @property
-    def kind(self) -> HostKind:
-        """The kind of model it is for."""
-        ...
+    @abstractmethod
+    def mark(self, loaded: Loaded, attach: Attach, setting: Setting, cases: Sequence[int]) -> list[Marked]:
+        """Run ``cases``, numbers from 0, under ``attach`` and mark them, in their order."""
 
-    @property
-    def positions(self) -> bool:
-        """Whether a question's place is to be chosen."""
-        ...
+    @abstractmethod
+    def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
+        """Return the inputs of one case, question included, as timings use them."""
 
-    @property
-    def home(self) -> str | None:
-        """The embedded model that was trained on it."""
-        ...
+    def check(self, loaded: Loaded, setting: Setting) -> None:
+        """Raise what stands against running it at all, before anything ran."""
+        self.sample(loaded, setting)
+
+    def variant(self, name: str) -> Task | None:
+        """Return the task called ``task@name``: the same work with something about it changed; None: no such one."""
+        return None
 
     def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
         """Run every case under ``attach`` and mark it."""
-        ...
+        marked = [one for cases in self.batches(setting.n) for one in self.mark(loaded, attach, setting, cases)]
+        answers = tuple(answer for one in marked for answer in one.answers)
+        return Outcome(fmean(one.quality for one in marked), answers, figures.mean([one.figures for one in marked]))
 
-    def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
-        """Return the inputs of one case, question included, as timings use them."""
-        ...
+    def batches(self, n: int) -> list[range]:
+        """Return the numbers of ``n`` cases, or of all there are, in the groups that are evaluated together."""
+        n = n if self.size is None else min(n, self.size)
+        return [range(start, min(start + self.batch, n)) for start in range(0, n, self.batch)]
 
 
-class Questions(ABC):
-    """A task whose cases are prompts with questions; ``quality`` is the share of right answers."""
+class Questions(Task):
+    """A task whose cases are prompts with questions; the quality of a case is the mean score of its answers."""
 
-    positions: bool = True
-    home: str | None = None
+    positions = True
 
     @abstractmethod
+    def prompt(self, loaded: Loaded, setting: Setting, seed: int) -> Prompt:
+        """Return the case of one seed."""
+
     def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
         """Yield the cases."""
+        for seed in setting.seeds():
+            yield self.prompt(loaded, setting, seed)
 
-    def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
+    def extras(self, prompt: Prompt, answers: Sequence[Answer], replies: Sequence[Reply]) -> dict[str, float]:
+        """Return further figures of a case."""
+        return {}
+
+    def mark(self, loaded: Loaded, attach: Attach, setting: Setting, cases: Sequence[int]) -> list[Marked]:
         """Ask every question of every case, one by one, so that each cost is that of one user."""
-        answers: list[Answer] = []
-        costs: list[Figures] = []
-        for case, prompt in enumerate(self.prompts(loaded, setting)):
+        marked = []
+        for case in cases:
+            prompt = self.prompt(loaded, setting, setting.of(case))
             replies = ask(loaded.model, prompt, attach, setting.question)
-            for one, reply in zip(prompt.asks, replies, strict=True):
-                given, expected = decoded(loaded, reply.ids), one.answer or ""
-                answers.append(Answer(case, one.text, expected, given, matches(given, expected)))
-                costs.append(reply.figures)
-        return Outcome(fmean(answer.right for answer in answers), tuple(answers), figures.mean(costs))
+            answers = tuple(_answer(loaded, *pair) for pair in zip(prompt.asks, replies, strict=True))
+            marked.append(
+                Marked(
+                    case,
+                    fmean(answer.score for answer in answers),
+                    answers,
+                    figures.mean([reply.figures for reply in replies]),
+                    self.extras(prompt, answers, replies),
+                    tuple(reply.ids for reply in replies),
+                    tuple(reply.logs for reply in replies),
+                )
+            )
+        return marked
 
     def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
         """Return the first case with its first question."""
-        prompt = next(iter(self.prompts(loaded, setting)))
+        prompt = self.prompt(loaded, setting, setting.of(0))
         return joined(prompt.inputs, prompt.asks[0].ids)
 
 
@@ -122,11 +181,11 @@ def decoded(loaded: Loaded, ids: Sequence[int]) -> str:
     return str(text)
 
 
-def matches(given: str, expected: str) -> bool:
-    """Whether ``given`` begins with the words of ``expected``, whatever their case and the punctuation around them."""
-    wanted, said = _words(expected), _words(given)
-    return bool(wanted) and said[: len(wanted)] == wanted
+def marked(given: str, one: Ask) -> float:
+    """Return the score of what was written, 0 to 1."""
+    return one.mark(given) if one.mark is not None else begins(given, one.answer or "")
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in (raw.strip(string.punctuation) for raw in text.lower().split()) if word]
+def _answer(loaded: Loaded, one: Ask, reply: Reply) -> Answer:
+    given = decoded(loaded, reply.ids)
+    return Answer(one.text, one.answer or "", given, marked(given, one), one.depth)

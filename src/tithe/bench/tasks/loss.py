@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from tithe.bench import figures
 from tithe.bench.ask import Attach, new_cache, read
 from tithe.bench.figures import Figures
 from tithe.bench.prompt import Inputs, check_window, from_ids, tokenizer_of
-from tithe.bench.tasks.base import Outcome, Setting
+from tithe.bench.tasks.base import Marked, Setting, Task
 from tithe.bench.tasks.lm import lm_windows
 from tithe.errors import BadInput
 from tithe.types import HostKind
@@ -23,7 +23,7 @@ TAIL = 65
 
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(Task):
     """``quality`` is the negative mean loss in nats per token (0 is perfect, higher is better).
 
     The last 65 tokens of each window follow the compressed context one at a time; the first of them was predicted
@@ -32,17 +32,13 @@ class Loss:
 
     name: str = "lm"
     kind: HostKind = "llm"
-    positions: bool = False
-    home: str | None = None
+    sized: bool = True
 
-    def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
-        """Score every window."""
-        losses, costs = [], []
-        for window in self._windows(loaded, setting):
-            loss, cost = _nats(loaded.model, window, attach)
-            losses.append(loss)
-            costs.append(cost)
-        return Outcome(-fmean(losses), (), figures.mean(costs))
+    def mark(self, loaded: Loaded, attach: Attach, setting: Setting, cases: Sequence[int]) -> list[Marked]:
+        """Score the windows of ``cases``."""
+        windows = self._windows(loaded, replace(setting, n=max(cases, default=-1) + 1))
+        scored = [(case, *_nats(loaded.model, windows[case], attach)) for case in cases]
+        return [Marked(case, -nats, (), cost) for case, nats, cost in scored]
 
     def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
         """Return the context of the first window."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tithe.bench.prompt import Ask, Prompt, check_window, from_ids, tokenizer_of
@@ -21,22 +20,23 @@ class Recall(Questions):
     facts: int
     asked: int
     kind: HostKind = "llm"
+    sized: bool = True
 
-    def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
-        """Yield one context a case, with the questions about it."""
+    def prompt(self, loaded: Loaded, setting: Setting, seed: int) -> Prompt:
+        """Return one context, with the questions about it."""
         tokenizer = tokenizer_of(loaded)
-        for seed in setting.seeds():
-            try:
-                case = recall_case(tokenizer, length=setting.length, facts=self.facts, asked=self.asked, seed=seed)
-            except ValueError as error:
-                raise BadInput(f"task={self.name!r}, length={setting.length}: {error}") from error
-            asks = []
-            for question, answer in zip(case.questions, case.answers, strict=True):
-                ids = tuple(tokenizer(question, add_special_tokens=False)["input_ids"])
-                room = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
-                check_window(loaded.model, setting.length + len(ids) + room)
-                asks.append(Ask(ids, question, answer.strip(), room))
-            yield Prompt(from_ids(loaded.model, case.ids), tuple(asks))
+        try:
+            case = recall_case(tokenizer, length=setting.length, facts=self.facts, asked=self.asked, seed=seed)
+        except ValueError as error:
+            raise BadInput(f"task={self.name!r}, length={setting.length}: {error}") from error
+        asks = []
+        for question, answer, fact in zip(case.questions, case.answers, case.asked, strict=True):
+            ids = tuple(tokenizer(question, add_special_tokens=False)["input_ids"])
+            room = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+            check_window(loaded.model, setting.length + len(ids) + room)
+            depth = case.spans[fact][0] / setting.length
+            asks.append(Ask(ids, question, answer.strip(), room, depth=depth))
+        return Prompt(from_ids(loaded.model, case.ids), tuple(asks))
 
 
 NEEDLE = Recall("needle", facts=1, asked=1)

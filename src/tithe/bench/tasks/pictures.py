@@ -7,7 +7,6 @@ the gist of a picture. The scenes are those of `scenes`; `zoo:scenes` was traine
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,10 +32,9 @@ class Pictures(Questions):
     kind: HostKind = "vlm"
     home: str | None = "zoo:scenes"
 
-    def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
-        """Yield one scene a case; the context ends with its last picture, so that the question can come after it."""
-        for seed in setting.seeds():
-            yield composed(loaded, scenes.case(seed, "test", self.kinds))
+    def prompt(self, loaded: Loaded, setting: Setting, seed: int) -> Prompt:
+        """Return one scene; the context ends with its last picture, so that the question can come after it."""
+        return composed(loaded, scenes.case(seed, "test", self.kinds))
 
 
 def composed(loaded: Loaded, case: scenes.Case) -> Prompt:

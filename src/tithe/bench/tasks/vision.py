@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from tithe.bench import figures
 from tithe.bench.ask import Attach
 from tithe.bench.prompt import Ask, Inputs, Prompt, compose, tokenizer_of
 from tithe.bench.tasks import canvas
-from tithe.bench.tasks.base import Answer, Outcome, Questions, Setting
+from tithe.bench.tasks.base import Answer, Marked, Questions, Setting, Task
 from tithe.errors import BadInput
 from tithe.types import HostKind
 from tithe.zoo import Loaded
@@ -34,51 +34,49 @@ class Vqa(Questions):
     kind: HostKind = "vlm"
     home: str | None = "zoo:vlm"
 
-    def prompts(self, loaded: Loaded, setting: Setting) -> Iterator[Prompt]:
-        """Yield one picture a case; the context ends with the picture, so that the question can come after it.
+    def prompt(self, loaded: Loaded, setting: Setting, seed: int) -> Prompt:
+        """Return one picture; the context ends with it, so that the question can come after it.
 
         There is room for the end of the answer: a method that fires once the prompt has been read gets to fire.
         """
-        for seed in setting.seeds():
-            case = canvas.vqa_case(seed, "test")
-            room = len(tokenizer_of(loaded)(case.answer, add_special_tokens=False)["input_ids"])
-            room += 8 if getattr(loaded.processor, "chat_template", None) else 1
-            prompt = compose(loaded, image=Image.fromarray(case.image), question=case.question, room=room)
-            (one,) = prompt.asks
-            yield Prompt(prompt.inputs, (Ask(one.ids, case.question, case.answer, room),))
+        case = canvas.vqa_case(seed, "test")
+        room = len(tokenizer_of(loaded)(case.answer, add_special_tokens=False)["input_ids"])
+        room += 8 if getattr(loaded.processor, "chat_template", None) else 1
+        prompt = compose(loaded, image=Image.fromarray(case.image), question=case.question, room=room)
+        (one,) = prompt.asks
+        return Prompt(prompt.inputs, (Ask(one.ids, case.question, case.answer, room),))
 
 
 @dataclass(frozen=True)
-class Digits:
-    """The digit of each quadrant of a canvas; ``quality`` is the share of digits named right, empty quadrants aside."""
+class Digits(Task):
+    """The digit of each quadrant of a canvas; a case's quality is the share named right, empty quadrants aside."""
 
     name: str = "digits"
     kind: HostKind = "vit"
-    positions: bool = False
-    home: str | None = None
+    batch: int = BATCH
 
-    def evaluate(self, loaded: Loaded, attach: Attach, setting: Setting) -> Outcome:
-        """Classify in batches."""
-        self._check(loaded)
-        answers, costs = [], []
-        cases = [canvas.digits_case(seed, "test") for seed in setting.seeds()]
-        for start in range(0, len(cases), BATCH):
-            some = cases[start : start + BATCH]
-            inputs = _pixels(loaded, [case.image for case in some])
-            with torch.no_grad(), attach() as run:
-                named = _groups(loaded.model(**inputs).logits)
-                width = patches_and_cls(loaded.model, inputs) if run is not None else None
-                costs.append(figures.of_run(run, width, len(some)) if run is not None else figures.NOTHING)
-            for row, case in enumerate(some):
-                answers += _marked(start + row, case.labels, named[row])
-        return Outcome(fmean(answer.right for answer in answers), tuple(answers), figures.mean(costs))
+    def mark(self, loaded: Loaded, attach: Attach, setting: Setting, cases: Sequence[int]) -> list[Marked]:
+        """Classify the cases in one batch."""
+        self.check(loaded, setting)
+        drawn = [canvas.digits_case(setting.of(case), "test") for case in cases]
+        inputs = _pixels(loaded, [case.image for case in drawn])
+        with torch.no_grad(), attach() as run:
+            said = _groups(loaded.model(**inputs).logits)
+            width = patches_and_cls(loaded.model, inputs) if run is not None else None
+            cost = figures.of_run(run, width, len(drawn)) if run is not None else figures.NOTHING
+        answers = [_marked(case.labels, row) for case, row in zip(drawn, said, strict=True)]
+        return [
+            Marked(case, fmean(answer.score for answer in mine), mine, cost)
+            for case, mine in zip(cases, answers, strict=True)
+        ]
 
     def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
         """Return eight pictures: one alone is over before a clock can tell."""
-        self._check(loaded)
+        self.check(loaded, setting)
         return _pixels(loaded, [canvas.digits_case(seed, "test").image for seed in setting.seeds()[:8]])
 
-    def _check(self, loaded: Loaded) -> None:
+    def check(self, loaded: Loaded, setting: Setting) -> None:
+        """Refuse a classifier of other things."""
         labels = getattr(loaded.model.config, "num_labels", 0)
         if labels != GROUPS * CLASSES or not hasattr(loaded.model, "classifier"):
             raise BadInput(
@@ -129,12 +127,12 @@ def _groups(logits: Tensor) -> Tensor:
     return logits.view(-1, GROUPS, CLASSES).argmax(-1).cpu()
 
 
-def _marked(case: int, labels: np.ndarray, named: Tensor) -> list[Answer]:
-    return [
-        Answer(case, place, str(label), str(given), label == given)
+def _marked(labels: np.ndarray, named: Tensor) -> tuple[Answer, ...]:
+    return tuple(
+        Answer(place, str(label), str(given), float(label == given))
         for place, label, given in zip(canvas.QUADRANTS, labels.tolist(), named.tolist(), strict=True)
         if label != canvas.EMPTY
-    ]
+    )
 
 
 VQA = Vqa()
