@@ -7,13 +7,25 @@ from collections.abc import Sequence
 from tithe.bench.tasks.base import Task
 from tithe.bench.tasks.loss import LM
 from tithe.bench.tasks.needle import MULTIKEY, NEEDLE
+from tithe.bench.tasks.needles import MULTI_KEY, MULTI_QUERY, MULTI_VALUE, SINGLE
 from tithe.bench.tasks.pictures import COUNTING, GROUNDING, MANY_IMAGES, OCR, VIDEO
+from tithe.bench.tasks.reading import READING
+from tithe.bench.tasks.threads import BRANCHED, CONDITIONAL, MULTI_THREADING, MULTIPLE, THREADING
+from tithe.bench.tasks.threads import SINGLE as ONE_NEEDLE
+from tithe.bench.tasks.tracking import TRACKING
 from tithe.bench.tasks.vision import DIGITS, VQA
+from tithe.bench.tasks.words import COMMON_WORDS, FREQUENT_WORDS
 from tithe.errors import BadInput, unknown
 from tithe.types import HostKind
 from tithe.zoo.loader import PREFIX
 
-ALL: tuple[Task, ...] = (NEEDLE, MULTIKEY, LM, VQA, OCR, COUNTING, GROUNDING, MANY_IMAGES, VIDEO, DIGITS)
+TEXT: tuple[Task, ...] = (NEEDLE, MULTIKEY, LM)
+STANDARD: tuple[Task, ...] = (
+    SINGLE, MULTI_KEY, MULTI_VALUE, MULTI_QUERY, TRACKING, COMMON_WORDS, FREQUENT_WORDS, READING,
+)  # fmt: skip
+THREADS: tuple[Task, ...] = (ONE_NEEDLE, MULTIPLE, CONDITIONAL, THREADING, MULTI_THREADING, BRANCHED)
+PICTURES: tuple[Task, ...] = (VQA, OCR, COUNTING, GROUNDING, MANY_IMAGES, VIDEO, DIGITS)
+ALL: tuple[Task, ...] = (*TEXT, *STANDARD, *THREADS, *PICTURES)
 TASKS: dict[str, Task] = {task.name: task for task in ALL}
 
 
@@ -38,7 +50,7 @@ def serving(kind: HostKind, model: str = "") -> tuple[str, ...]:
 
 def check(tasks: Sequence[str | Task], kind: HostKind, model: str) -> list[Task]:
     """Return ``tasks`` by name or as they are, refused where the model is of another kind than they need."""
-    found = [get(task) if isinstance(task, str) else task for task in tasks]
+    found = [get(task) if isinstance(task, str) else task.fit(kind) for task in tasks]
     for task in found:
         if task.kind != kind:
             raise BadInput(

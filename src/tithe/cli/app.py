@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tithe.cli import bench, catalogue, compare, demo, encode, inspect, profile, run, shorten
+from tithe.cli import bench, catalogue, compare, demo, encode, inspect, pick, profile, run, shorten
 from tithe.cli.console import one_line
 from tithe.errors import TitheError
 
@@ -40,6 +40,7 @@ app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
+app.command("pick")(pick.pick)
 app.command("shorten")(shorten.shorten)
 app.command("encode-images")(encode.encode_images)
 app.command("profile")(profile.profile)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tithe.bench import Result
     from tithe.bench.journal import Journal
+    from tithe.bench.tasks.base import Task
     from tithe.budget import Keep
     from tithe.zoo import Loaded
 
@@ -42,6 +43,13 @@ Kept = Annotated[
     str,
     typer.Option("--journal", help="Where every case is kept, so that the same command goes on; 'none' keeps nothing."),
 ]
+Data = Annotated[Path | None, typer.Option("--data", "-d", help="Your own cases: a file with a line of JSON each.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="How --data is marked: exact, begins, contains, f1, choice or likelihood; a line may say its own."
+    ),
+]
 Page = Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page of the results, one HTML file.")]
 Attack = Annotated[str, typer.Option("--attack", help="caa: change pictures so that what matters is dropped.")]
 Epsilon = Annotated[float, typer.Option(help="The largest change of a pixel under attack, of a range of 1.")]
@@ -51,6 +59,8 @@ Bare = Annotated[bool, typer.Option("--no-baselines", help="Leave out random, un
 def bench(
     model: Model = "zoo:llm",
     task: Tasks = "",
+    data: Data = None,
+    metric: Metric = None,
     methods: Methods = "",
     keep: Keeps = "0.5,0.25,0.1",
     question: Where = "inside",
@@ -81,14 +91,15 @@ def bench(
     params, lengths = parse_params(param or []), numbers("length", length)
     check(tasks, chosen, keeps, question, n, seed, lengths, repeat, timings, params)
     target = writable(out) if out is not None else None
+    wanted = asked(tasks, data, metric)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    todo = registry.check(tasks, loaded.kind, model)
+    todo = registry.check(wanted, loaded.kind, model)
     if attack:
         return attacked(loaded, model, todo, chosen, keeps, params, (attack, epsilon, n, seed, json))
     with opened(journal) as held, bars() as shown, quiet():
         result = run(
             loaded,
-            tasks,
+            todo,
             chosen,
             keeps,
             n=n,
@@ -140,6 +151,17 @@ def show(screen: Console, result: Result, title: str) -> None:
             screen.print(table)
     for line in (*losing(losers(result.rows)), *refusals(result.refused)):
         screen.print(line, markup=False, highlight=False)
+
+
+def asked(tasks: Sequence[str], data: Path | None, metric: str | None) -> list[str | Task]:
+    """Return the tasks by name, and that of a user's own cases behind them."""
+    if metric is not None and data is None:
+        raise BadInput(f"metric={metric!r} was given without data: give --data and a file of your own cases.")
+    if data is None:
+        return list(tasks)
+    from tithe.bench.tasks.own import load
+
+    return [*tasks, load(data, metric=metric)]
 
 
 def numbers(name: str, text: str) -> list[int]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tithe.bench.attack import Attacked
     from tithe.bench.compare import Comparison
     from tithe.budget import Keep
+    from tithe.pick import Picked
 
 UNITS = ("", "k", "M", "G", "T", "P")
 
@@ -93,6 +94,29 @@ def says(verdict: str, n: int, needed: int | None) -> str:
     if verdict != "too few":
         return verdict
     return f"n = {n} too small to tell" + (f", about {needed:,} would" if needed is not None else "")
+
+
+def fronts(found: Picked) -> Table:
+    """Return what no other trial beats in both drop and cost, cheapest first."""
+    from tithe.pick.constraints import COSTS, cost, drop
+
+    title = f"what nothing else beats, of {len(found.trials)} trials ({found.constraints})"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("", "method", "keep", COSTS[found.cost], "drop", "95% interval", "cases"):
+        table.add_column(name, justify="left" if name in ("", "method") else "right", no_wrap=True)
+    for one in found.front:
+        row, given = one.row, found.runner_up
+        mark = "winner" if one.candidate == found.winner.candidate else ""
+        table.add_row(
+            mark or ("runner-up" if given is not None and one.candidate == given.candidate else ""),
+            one.candidate.label,
+            budget(one.candidate.keep),
+            f"{cost(row, found.cost):.3f}",
+            f"{drop(row):+.3f}",
+            "-" if row.low is None or row.high is None else f"{-row.high:+.3f} to {-row.low:+.3f}",
+            str(row.n),
+        )
+    return table
 
 
 def changes(found: Comparison, first: str, second: str) -> Table:

@@ -111,6 +111,10 @@ class Task(ABC):
     def sample(self, loaded: Loaded, setting: Setting) -> Inputs:
         """Return the inputs of one case, question included, as timings use them."""
 
+    def fit(self, kind: HostKind) -> Task:
+        """Return the task for models of ``kind``, where it can be put to several."""
+        return self
+
     def check(self, loaded: Loaded, setting: Setting) -> None:
         """Raise what stands against running it at all, before anything ran."""
         self.sample(loaded, setting)
