@@ -24,8 +24,9 @@ class ScoreError(TitheError, ArithmeticError):
 
 def nearest(given: str, possible: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of ``possible``, or an empty string."""
-    found = difflib.get_close_matches(given.lower(), {p.lower(): p for p in possible}, n=1, cutoff=0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    known = {one.lower(): one for one in possible}
+    found = difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.5)
+    return f" Did you mean {known[found[0]]!r}?" if found else ""
 
 
 def unknown(argument: str, given: object, possible: Iterable[str]) -> BadInput:

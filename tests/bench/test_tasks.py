@@ -11,8 +11,8 @@ import torch
 import tithe
 from tithe.bench import registry
 from tithe.bench.ask import untouched
-from tithe.bench.tasks import canvas
 from tithe.bench.marking import begins
+from tithe.bench.tasks import canvas
 from tithe.bench.tasks.base import Setting
 from tithe.bench.tasks.lm import lm_windows
 from tithe.bench.tasks.loss import LM, TAIL

@@ -107,6 +107,8 @@ def run(
     check(ATTACKS[0], epsilon, steps)
     params = params or {}
     cases = list(task.prompts(loaded, setting))
+    if any("pixel_values" not in prompt.inputs for prompt in cases):
+        raise BadInput(f"attack: task={task.name!r} has cases without a picture; there is nothing to perturb.")
     found = []
     for spec in specs.collect(methods, params):
         for keep in spec.budgets(keeps):

@@ -93,6 +93,11 @@ def normalised(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
+def unspaced(mark: str) -> bool:
+    """Whether a character is of a script that does not put spaces between words."""
+    return _APART.match(mark) is not None
+
+
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
@@ -123,4 +128,4 @@ def _split(text: str, place: int) -> bool:
 
 
 def _joins(mark: str) -> bool:
-    return unicodedata.category(mark)[0] in "LMN" and not _APART.match(mark)
+    return unicodedata.category(mark)[0] in "LMN" and not unspaced(mark)

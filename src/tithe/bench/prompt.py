@@ -38,10 +38,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A context ``[1, T]`` as keyword inputs of the model, and what is asked about it."""
+    """A context ``[1, T]`` as keyword inputs of the model, and what is asked about it.
+
+    ``names``: the things that answers may name, where it is known which of them the picture shows: ``shown``.
+    """
 
     inputs: Inputs
     asks: tuple[Ask, ...]
+    names: tuple[str, ...] = ()
+    shown: frozenset[str] = frozenset()
 
 
 def joined(inputs: Inputs, ids: tuple[int, ...]) -> Inputs:
@@ -89,9 +94,10 @@ def compose(
         text, question = "", text
     before, behind = _rendered(loaded, text, image is not None, question)
     tokenizer = tokenizer_of(loaded)
-    special = tokenizer.chat_template is None
+    special = tokenizer.chat_template is None and not getattr(loaded.processor, "chat_template", None)
     if image is not None:
-        inputs = on_device(loaded, loaded.processor(images=[image], text=[before], return_tensors="pt"))
+        led = once_led(tokenizer, before)
+        inputs = on_device(loaded, loaded.processor(images=[image], text=[before], return_tensors="pt", **led))
     else:
         inputs = on_device(loaded, tokenizer([before], add_special_tokens=special, return_tensors="pt"))
     ids = tuple(tokenizer(behind, add_special_tokens=False)["input_ids"]) if behind else ()
@@ -100,6 +106,12 @@ def compose(
         raise BadInput("prompt is empty: give a text of at least one token.")
     check_window(loaded.model, length + len(ids) + room)
     return Prompt(inputs, (Ask(ids, question, None, room),))
+
+
+def once_led(tokenizer: Any, text: str) -> dict[str, bool]:
+    """Return the argument that keeps a processor from leading a rendered chat with its BOS a second time."""
+    bos = tokenizer.bos_token
+    return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
 
 
 def check_window(model: Any, length: int) -> None:

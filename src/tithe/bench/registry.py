@@ -9,22 +9,24 @@ from tithe.bench.tasks.loss import LM
 from tithe.bench.tasks.needle import MULTIKEY, NEEDLE
 from tithe.bench.tasks.needles import MULTI_KEY, MULTI_QUERY, MULTI_VALUE, SINGLE
 from tithe.bench.tasks.pictures import COUNTING, GROUNDING, MANY_IMAGES, OCR, VIDEO
+from tithe.bench.tasks.presence import PRESENCE
 from tithe.bench.tasks.reading import READING
 from tithe.bench.tasks.threads import BRANCHED, CONDITIONAL, MULTI_THREADING, MULTIPLE, THREADING
 from tithe.bench.tasks.threads import SINGLE as ONE_NEEDLE
 from tithe.bench.tasks.tracking import TRACKING
 from tithe.bench.tasks.vision import DIGITS, VQA
 from tithe.bench.tasks.words import COMMON_WORDS, FREQUENT_WORDS
+from tithe.bench.tasks.writing import WRITING
 from tithe.errors import BadInput, unknown
 from tithe.types import HostKind
 from tithe.zoo.loader import PREFIX
 
-TEXT: tuple[Task, ...] = (NEEDLE, MULTIKEY, LM)
+TEXT: tuple[Task, ...] = (NEEDLE, MULTIKEY, LM, WRITING)
 STANDARD: tuple[Task, ...] = (
     SINGLE, MULTI_KEY, MULTI_VALUE, MULTI_QUERY, TRACKING, COMMON_WORDS, FREQUENT_WORDS, READING,
 )  # fmt: skip
 THREADS: tuple[Task, ...] = (ONE_NEEDLE, MULTIPLE, CONDITIONAL, THREADING, MULTI_THREADING, BRANCHED)
-PICTURES: tuple[Task, ...] = (VQA, OCR, COUNTING, GROUNDING, MANY_IMAGES, VIDEO, DIGITS)
+PICTURES: tuple[Task, ...] = (VQA, OCR, COUNTING, GROUNDING, MANY_IMAGES, VIDEO, PRESENCE, DIGITS)
 ALL: tuple[Task, ...] = (*TEXT, *STANDARD, *THREADS, *PICTURES)
 TASKS: dict[str, Task] = {task.name: task for task in ALL}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,16 +43,30 @@ class Progress(Protocol):
 class Pool(Protocol):
     """Where units are done; `local` does them here, one after the other."""
 
+    def environment(self, model: Any) -> dict[str, str]:
+        """Return the environment that they are done in."""
+        ...
+
     def __call__(self, worker: Worker, units: Sequence[Unit]) -> Iterator[Found]:
         """Yield what comes of ``units``, in any order; each choice of each of them once."""
         ...
 
 
-def local(worker: Worker, units: Sequence[Unit]) -> Iterator[Found]:
-    """Do the units in this process; a small model runs on one thread."""
-    with one_thread_if_small(worker.loaded.model):
-        for unit in units:
-            yield from worker.do(unit)
+class Local:
+    """Does the units in this process; a small model runs on one thread."""
+
+    def environment(self, model: Any) -> dict[str, str]:
+        """Return the environment of ``model``."""
+        return environment(model)
+
+    def __call__(self, worker: Worker, units: Sequence[Unit]) -> Iterator[Found]:
+        """Yield what comes of the units, one after the other."""
+        with one_thread_if_small(worker.loaded.model):
+            for unit in units:
+                yield from worker.do(unit)
+
+
+local = Local()
 
 
 def run(
@@ -116,9 +130,9 @@ def run(
             task.check(loaded, setting)
     held = journal if isinstance(journal, Journal) else Journal(journal)
     try:
-        bench = Bench(loaded, label, held, params, {spec.label: spec for spec in everything.values()}, steps, timings)
+        bench = Bench(loaded, label, held, params, everything, steps, timings, pool)
         asked = [(task, setting) for task in todo for setting in _distinct(task, settings)]
-        bench.run(asked, choices, pool, progress, command)
+        bench.run(asked, choices, progress, command)
         result = bench.result(todo, settings, choices)
     finally:
         if held is not journal:
@@ -179,16 +193,16 @@ class Bench:
     specs: dict[str, Spec]
     steps: int
     timings: int
+    pool: Pool = local
 
     def __post_init__(self) -> None:
-        self.environment = tuple(sorted(environment(self.loaded.model).items()))
+        self.environment = tuple(sorted(self.pool.environment(self.loaded.model).items()))
         self.broken: dict[tuple[str, int, Choice], str] = {}
 
     def run(
         self,
         asked: Sequence[tuple[Task, Setting]],
         choices: Sequence[Choice],
-        pool: Pool,
         progress: Progress | None,
         command: str,
     ) -> None:
@@ -202,7 +216,7 @@ class Bench:
         done = 0
         if units and progress is not None:
             progress(done, total, units[0].task.name)
-        for found in pool(worker, units):
+        for found in self.pool(worker, units):
             self.note(found)
             done += 1
             if progress is not None:
@@ -300,7 +314,13 @@ class Bench:
 
 
 def _distinct(task: Task, settings: Sequence[Setting]) -> list[Setting]:
-    """Return the settings that a task can tell apart."""
+    """Return the settings that a task can tell apart.
+
+    A task of so many cases has no others for a further seed: there the seeds together are one draw of more cases.
+    """
+    if task.size is not None:
+        first = settings[0]
+        return [replace(first, n=first.n * len({setting.seed for setting in settings}))]
     kept = {(setting.seed, setting.length if task.sized else None): setting for setting in reversed(settings)}
     return list(reversed(kept.values()))
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tithe import frames, hosts
-from tithe.bench.prompt import Ask, Inputs, Prompt, check_window, on_device, tokenizer_of
+from tithe.bench.prompt import Ask, Inputs, Prompt, check_window, on_device, once_led, tokenizer_of
 from tithe.errors import BadInput
 from tithe.seams.features import placeholders
 from tithe.types import Method
@@ -31,7 +31,8 @@ def album(
     text, question = (text, question) if question else ("", text)
     said = [part for n in range(len(pictures)) for part in (f"picture {letter(n)}", None)]
     before, behind = _rendered(loaded, [*said, *filter(None, [text])], question)
-    batch = loaded.processor(images=[list(pictures)], text=[before], return_tensors="pt")
+    led = once_led(tokenizer_of(loaded), before)
+    batch = loaded.processor(images=[list(pictures)], text=[before], return_tensors="pt", **led)
     return _asked(loaded, on_device(loaded, batch), behind, question, room)
 
 

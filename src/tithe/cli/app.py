@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from tithe.cli import bench, catalogue, compare, demo, encode, inspect, pick, profile, run, shorten
 from tithe.cli.console import one_line
+from tithe.cli.spread import Spreading
 from tithe.errors import TitheError
 
 
@@ -38,9 +39,9 @@ app.command("list")(catalogue.list_methods)
 app.command("show")(catalogue.show)
 app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
-app.command("bench")(bench.bench)
+app.command("bench", cls=Spreading)(bench.bench)
 app.command("compare")(compare.compare)
-app.command("pick")(pick.pick)
+app.command("pick", cls=Spreading)(pick.pick)
 app.command("shorten")(shorten.shorten)
 app.command("encode-images")(encode.encode_images)
 app.command("profile")(profile.profile)

@@ -14,6 +14,7 @@ import typer
 from tithe.cli.console import bars, console, emit
 from tithe.cli.inputs import writable
 from tithe.cli.options import Device, Dtype, Json, Keeps, Model, Param, Trust
+from tithe.cli.spread import Gpus, Ray, Workers, pool
 from tithe.errors import BadInput
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ def bench(
     param: Param = None,
     journal: Kept = "tithe-journal.sqlite",
     out: Page = None,
+    ray: Ray = None,
+    ray_workers: Workers = None,
+    ray_gpus: Gpus = 0.0,
     no_baselines: Bare = False,
     attack: Attack = "",
     epsilon: Epsilon = 8 / 255,
@@ -82,6 +86,7 @@ def bench(
 ) -> None:
     """Measure methods at several budgets beside the untouched model and the baselines."""
     from tithe.bench import parse_keep, registry, run
+    from tithe.bench.cluster import Source
     from tithe.bench.runner import check
     from tithe.bench.specs import parse_params, split
     from tithe.zoo import load_model
@@ -96,7 +101,8 @@ def bench(
     todo = registry.check(wanted, loaded.kind, model)
     if attack:
         return attacked(loaded, model, todo, chosen, keeps, params, (attack, epsilon, n, seed, json))
-    with opened(journal) as held, bars() as shown, quiet():
+    source = Source(model, dtype, device, trust_remote_code)
+    with pool(ray, source, ray_workers, ray_gpus) as where, opened(journal) as held, bars() as shown, quiet():
         result = run(
             loaded,
             todo,
@@ -113,6 +119,7 @@ def bench(
             name=model,
             progress=shown.bar(model),
             journal=held,
+            pool=where,
             command=typed(),
         )
     seeds = f"seed {seed}" if repeat == 1 else f"seeds {seed} to {seed + repeat - 1}"

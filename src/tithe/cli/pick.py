@@ -11,6 +11,7 @@ from tithe.cli.bench import Data, Kept, Page, Seed, Where, opened, typed
 from tithe.cli.console import bars, console, emit
 from tithe.cli.inputs import writable
 from tithe.cli.options import Device, Dtype, Json, Model, Trust
+from tithe.cli.spread import Gpus, Ray, Workers, pool
 from tithe.errors import BadInput
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def pick(
     journal: Kept = "tithe-journal.sqlite",
     yaml: Yaml = Path("tithe.yaml"),
     out: Page = None,
+    ray: Ray = None,
+    ray_workers: Workers = None,
+    ray_gpus: Gpus = 0.0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
@@ -58,6 +62,7 @@ def pick(
 ) -> None:
     """Choose the cheapest method, budget and parameters whose drop of quality you allow, and write tithe.yaml."""
     from tithe.bench import parse_keep
+    from tithe.bench.cluster import Source
     from tithe.bench.runner import check
     from tithe.bench.specs import split
     from tithe.bench.tasks.base import Setting
@@ -81,7 +86,8 @@ def pick(
     todo = asked(names, data, None)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     (chosen,) = _one(todo, loaded.kind, model)
-    with opened(journal) as held, bars() as shown, quiet():
+    source = Source(model, dtype, device, trust_remote_code)
+    with pool(ray, source, ray_workers, ray_gpus) as where, opened(journal) as held, bars() as shown, quiet():
         found = search(
             loaded,
             chosen,
@@ -93,6 +99,7 @@ def pick(
             minimise=minimise,
             limits=limits,
             journal=held,
+            pool=where,
             progress=shown.bar(model),
             command=typed(),
         )

@@ -258,10 +258,10 @@ class _Search:
     def _fresh(self, one: Trial) -> Row | None:
         setting = replace(self.setting, seed=self.setting.seed + 1)
         choice = (one.candidate.label, one.candidate.keep)
-        bench = Bench(self.loaded, self.name, self.journal, {}, {choice[0]: one.candidate.spec}, STEPS, 0)
+        bench = Bench(self.loaded, self.name, self.journal, {}, {choice[0]: one.candidate.spec}, STEPS, 0, self)
         try:
             told = self._told(f"fresh cases, {one.candidate}")
-            bench.run([(self.task, setting)], [choice], self._pool, told, f"{self.command} (fresh cases)")
+            bench.run([(self.task, setting)], [choice], told, f"{self.command} (fresh cases)")
         except KeyboardInterrupt:
             self.stopped = "interrupted"
         except _Stop as stop:
@@ -288,14 +288,14 @@ class _Search:
         labels = {one.label: one.spec for one in alive}
         setting = Setting(n, self.setting.seed, self.setting.question, self.setting.length)
         timings = TIMINGS if timed else 0
-        bench = Bench(self.loaded, self.name, self.journal, {}, labels, STEPS, timings)
+        bench = Bench(self.loaded, self.name, self.journal, {}, labels, STEPS, timings, self)
         room = None if self.limits.trials is None else self.limits.trials - len(self.trials)
         tried = list(alive) if room is None else list(alive)[:room]
         choices = [(one.label, one.keep) for one in tried]
         try:
             if choices:
                 label = f"{self.command} (rung {rung + 1}, {n} cases)"
-                bench.run([(self.task, setting)], choices, self._pool, self._told(f"rung {rung + 1}, {n} cases"), label)
+                bench.run([(self.task, setting)], choices, self._told(f"rung {rung + 1}, {n} cases"), label)
         finally:
             found = bench.result([self.task], [setting], choices)
             rows = {(row.method, row.keep): row for row in found.rows}
@@ -322,7 +322,12 @@ class _Search:
         most = max((trial.row.n for trial in last.values()), default=0)
         return [trial for trial in last.values() if trial.row.n + self.task.batch >= most]
 
-    def _pool(self, worker: Worker, units: Sequence[Unit]) -> Iterator[Found]:
+    def environment(self, model: Any) -> dict[str, str]:
+        """Return the environment of the pool."""
+        return self.pool.environment(model)
+
+    def __call__(self, worker: Worker, units: Sequence[Unit]) -> Iterator[Found]:
+        """Do the units in the pool, until the time is over."""
         for found in self.pool(worker, units):
             yield found
             if self.until is not None and time.monotonic() > self.until:

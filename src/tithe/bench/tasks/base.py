@@ -13,6 +13,7 @@ from torch import Tensor
 from tithe.bench import figures
 from tithe.bench.ask import Attach, Reply, Where, ask
 from tithe.bench.figures import Figures
+from tithe.bench.hallucination import hallucinated
 from tithe.bench.marking import begins
 from tithe.bench.prompt import Ask, Inputs, Prompt, joined, tokenizer_of
 from tithe.types import HostKind
@@ -150,8 +151,9 @@ class Questions(Task):
             yield self.prompt(loaded, setting, seed)
 
     def extras(self, prompt: Prompt, answers: Sequence[Answer], replies: Sequence[Reply]) -> dict[str, float]:
-        """Return further figures of a case."""
-        return {}
+        """Return further figures of a case: by default the share of answers that name what the picture lacks."""
+        given = [answer.given for answer in answers]
+        return {"hallucinated": hallucinated(given, prompt.names, prompt.shown)} if prompt.names else {}
 
     def mark(self, loaded: Loaded, attach: Attach, setting: Setting, cases: Sequence[int]) -> list[Marked]:
         """Ask every question of every case, one by one, so that each cost is that of one user."""

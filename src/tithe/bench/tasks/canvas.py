@@ -34,6 +34,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "cyan": (0.1, 1.0, 1.0),
 }
 COLOUR_NAMES = tuple(COLOURS)
+THINGS = (*map(str, range(10)), *COLOUR_NAMES, *QUADRANTS)
 ONE_HOP: tuple[Kind, ...] = ("digit-at", "colour-at", "digit-of", "colour-of", "where")
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -80,7 +81,8 @@ class DigitsCase(NamedTuple):
 class VqaCase(NamedTuple):
     """A canvas, uint8 [48, 48, 3], a question about it and its answer.
 
-    `relevant`: the patches that tell the answer; `digits`: those on which any digit lies; bool [12, 12].
+    `relevant`: the patches that tell the answer; `digits`: those on which any digit lies; bool [12, 12]. `shown`: which
+    of `THINGS` are there.
     """
 
     image: Image
@@ -88,6 +90,7 @@ class VqaCase(NamedTuple):
     answer: str
     relevant: NDArray[np.bool_]
     digits: NDArray[np.bool_]
+    shown: frozenset[str]
 
 
 def digits_case(seed: int, split: Split) -> DigitsCase:
@@ -118,7 +121,7 @@ def vqa_case(seed: int, split: Split, kind: Kind | None = None) -> VqaCase:
         drawn = scene(rng, split)
     question = ask(rng, drawn, asked)
     masks = patch_mask(question.cells), patch_mask(drawn.cells)
-    return VqaCase(drawn.image, question.text, question.answer, *masks)
+    return VqaCase(drawn.image, question.text, question.answer, *masks, shown(drawn))
 
 
 def scene(rng: np.random.Generator, split: Split, distinct: bool = True) -> Scene:
@@ -187,6 +190,12 @@ def patch_labels(drawn: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         digits[_patches(cell)] = cell.digit
         colours[_patches(cell)] = cell.colour
     return digits, colours
+
+
+def shown(drawn: Scene) -> frozenset[str]:
+    """Return which digits, colours and quadrants are there."""
+    named = ((str(cell.digit), COLOUR_NAMES[cell.colour], QUADRANTS[cell.quadrant]) for cell in drawn.cells)
+    return frozenset(name for names in named for name in names)
 
 
 def patch_mask(cells: tuple[Cell, ...]) -> NDArray[np.bool_]:

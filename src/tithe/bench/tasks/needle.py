@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tithe.bench.prompt import Ask, Prompt, check_window, from_ids, tokenizer_of
-from tithe.bench.tasks.base import Questions, Setting
+from tithe.bench.robust import against, shuffled_case
+from tithe.bench.tasks.base import Questions, Setting, Task
 from tithe.bench.tasks.recall import recall_case
 from tithe.errors import BadInput
 from tithe.types import HostKind
@@ -14,19 +15,31 @@ from tithe.zoo import Loaded
 
 @dataclass(frozen=True)
 class Recall(Questions):
-    """``facts`` lines among ``setting.length`` tokens of code, ``asked`` of them asked for; both values count."""
+    """``facts`` lines among ``setting.length`` tokens of code, ``asked`` of them asked for; both values count.
+
+    Variants: ``shuffled``, the same facts in another order and at other places of the same code; ``robust``, both at
+    once, and how far an answer depends on it.
+    """
 
     name: str
     facts: int
     asked: int
     kind: HostKind = "llm"
     sized: bool = True
+    shuffled: bool = False
+
+    def variant(self, name: str) -> Task | None:
+        """Return the task whose facts were moved, or the comparison with it."""
+        if name == "shuffled":
+            return replace(self, name=f"{self.name}@shuffled", shuffled=True)
+        return against(self, "shuffled") if name == "robust" else None
 
     def prompt(self, loaded: Loaded, setting: Setting, seed: int) -> Prompt:
         """Return one context, with the questions about it."""
         tokenizer = tokenizer_of(loaded)
         try:
             case = recall_case(tokenizer, length=setting.length, facts=self.facts, asked=self.asked, seed=seed)
+            case = shuffled_case(tokenizer, case, seed) if self.shuffled else case
         except ValueError as error:
             raise BadInput(f"task={self.name!r}, length={setting.length}: {error}") from error
         asks = []

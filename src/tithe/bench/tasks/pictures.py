@@ -55,7 +55,8 @@ def composed(loaded: Loaded, case: scenes.Case) -> Prompt:
     else:
         prompt = compose(loaded, image=pictures[0], question=question.text, room=room)
     (one,) = prompt.asks
-    return Prompt(prompt.inputs, (replace(one, answer=question.answer),))
+    asked = (replace(one, answer=question.answer),)
+    return Prompt(prompt.inputs, asked, scenes.THINGS, scenes.shown(case.scene))
 
 
 OCR = Pictures("ocr", ("ocr",))

@@ -30,6 +30,8 @@ VISITORS = 3
 NAMES = "abcdef"
 COUNTS = ("one", "two", "three", "four", "five")
 
+THINGS = (*map(str, range(10)), *COLOUR_NAMES)
+
 _PIECES = 8
 _SIDE = PAGE // DIGIT
 _CELLS = PICTURE // DIGIT
@@ -123,6 +125,11 @@ def ask(rng: np.random.Generator, drawn: Scene, kind: Kind) -> Question:
     if kind not in ASKED_OF[drawn.form]:
         raise ValueError(f"kind={kind!r} is not asked of {drawn.form}; possible are {', '.join(ASKED_OF[drawn.form])}")
     return _QUESTIONS[kind](rng, drawn.glyphs)
+
+
+def shown(drawn: Scene) -> frozenset[str]:
+    """Return which digits and colours are there; a place beside the right one is not exact, but nothing made up."""
+    return frozenset(name for glyph in drawn.glyphs for name in (str(glyph.digit), COLOUR_NAMES[glyph.colour]))
 
 
 def cell_labels(drawn: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

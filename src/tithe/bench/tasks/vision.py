@@ -44,7 +44,8 @@ class Vqa(Questions):
         room += 8 if getattr(loaded.processor, "chat_template", None) else 1
         prompt = compose(loaded, image=Image.fromarray(case.image), question=case.question, room=room)
         (one,) = prompt.asks
-        return Prompt(prompt.inputs, (Ask(one.ids, case.question, case.answer, room),))
+        asked = (Ask(one.ids, case.question, case.answer, room),)
+        return Prompt(prompt.inputs, asked, canvas.THINGS, case.shown)
 
 
 @dataclass(frozen=True)
