@@ -27,7 +27,7 @@ from typing import Any
 import tables
 
 import tithe
-from tithe.catalogue import Factory, modules
+from tithe.catalogue import Factory, measures, modules
 from tithe.hosts import classifier, images, policy, statespace
 from tithe.modules import vim
 from tithe.types import Card
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"(<!-- (?P<kind>generated|capture): (?P<what>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
-VERBS = ("list", "show", "demo", "run", "inspect", "bench", "shorten", "encode-images", "profile")
+VERBS = ("list", "show", "demo", "run", "inspect", "bench", "compare", "pick", "shorten", "encode-images", "profile")
 
 # Sizes that the papers state for prompts of many thousand tokens are brought down to prompts of five hundred.
 EVICTING = (
@@ -106,10 +106,18 @@ def catalogue() -> str:
     ]
     for card, module in modules().values():
         parts += ["", *entry(card, module, f"In `{module.__name__}`.")]
+    parts += [
+        "",
+        "## Measures",
+        "",
+        "What tells how good a method is: tasks, metrics and attacks. No model is changed.",
+    ]
+    for card, module in measures().values():
+        parts += ["", *entry(card, module, f"In `{module.__name__}`.", "every")]
     return "\n".join(parts)
 
 
-def entry(card: Card, module: ModuleType | None, told: str) -> Iterator[str]:
+def entry(card: Card, module: ModuleType | None, told: str, own: str = "its own") -> Iterator[str]:
     """Yield the lines of one method."""
     assert module is not None and module.__file__ is not None
     place = Path(module.__file__).relative_to(ROOT)
@@ -122,7 +130,7 @@ def entry(card: Card, module: ModuleType | None, told: str) -> Iterator[str]:
         links.insert(0, f"[arXiv:{card.arxiv}](https://arxiv.org/abs/{card.arxiv})")
     if card.code:
         links.insert(1, f"[authors' code](https://github.com/{card.code})")
-    models = ", ".join(card.hosts) or "its own"
+    models = ", ".join(card.hosts) or own
     yield f"{' · '.join(links)} · models {models} · fidelity {card.fidelity} · saving {card.saving}\n"
     yield f"{told}\n"
     yield f"*{source}*"
@@ -142,6 +150,7 @@ def families() -> str:
     for slug, factory in tithe.factories().items():
         found.setdefault(factory.card.family, []).append(f"[{slug}](docs/catalogue.md#{slug})")
     found["layers of their own"] = [f"[{slug}](docs/catalogue.md#{slug})" for slug in modules()]
+    found["measures"] = [f"[{slug}](docs/catalogue.md#{slug})" for slug in measures()]
     return "\n".join(f"- **{family}**: {', '.join(slugs)}" for family, slugs in found.items())
 
 

@@ -86,8 +86,20 @@ def modules() -> dict[str, tuple[Card, ModuleType]]:
     """Return the attention mechanisms that are layers of their own, by slug: their cards and where they stand."""
     import tithe.modules as root
 
+    return _carded(root)
+
+
+def measures() -> dict[str, tuple[Card, ModuleType]]:
+    """Return what tells how good a method is, by slug: tasks, metrics and attacks of papers, and where they stand."""
+    import tithe.bench as root
+
+    return _carded(root)
+
+
+@cache
+def _carded(root: ModuleType) -> dict[str, tuple[Card, ModuleType]]:
     found = {}
-    for info in pkgutil.iter_modules(root.__path__, root.__name__ + "."):
+    for info in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
         module = importlib.import_module(info.name)
         mine = getattr(module, "CARD", None)
         if mine is not None:
@@ -105,6 +117,10 @@ def get(slug: str) -> Factory:
         raise BadInput(
             f"method={slug!r} is an attention layer of its own, to build and train models from: {own[1].__name__}. It "
             "cannot be attached to a model that was trained without it."
+        )
+    if slug in measures():
+        raise BadInput(
+            f"method={slug!r} measures methods and is none: {measures()[slug][1].__name__}; see tithe bench."
         )
     raise unknown("method", slug, known)
 

@@ -17,7 +17,20 @@ from itertools import combinations, pairwise
 from statistics import fmean, pstdev
 
 from tithe.errors import BadInput
+from tithe.types import Card
 
+CARD = Card(
+    "arise-metric",
+    "ARISE: An Adaptive Resolution-Aware Metric for Test-Time Scaling Evaluation in Large Reasoning Models",
+    2025,
+    "2510.06014",
+    None,
+    "measure",
+    (),
+    "paper-only",
+    "none",
+    "What further thinking is worth, sample by sample: gains count by the tokens that they took, losses against.",
+)
 Point = tuple[float, float]
 
 

@@ -27,9 +27,21 @@ from tithe.flow import on
 from tithe.hosts import find
 from tithe.seams.features import levels, placeholders, rebuilt
 from tithe.seams.inputs import arguments
-from tithe.types import IMAGE, Compares, Method, Ranks, Step, Tokens
+from tithe.types import IMAGE, Card, Compares, Method, Ranks, Step, Tokens
 from tithe.zoo import Loaded
 
+CARD = Card(
+    "caa-attack",
+    "Less Is More -- Until It Breaks: Security Pitfalls of Vision Token Compression in Large Vision-Language Models",
+    2026,
+    None,
+    None,
+    "measure",
+    ("vlm",),
+    "paper-only",
+    "none",
+    "A small change of the pixels turns the ranking of image tokens over, so that only the compressed model fails.",
+)
 ATTACKS = ("caa",)
 SURROGATE = "fastervlm"
 HOLD = 1.0

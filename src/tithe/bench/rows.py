@@ -11,7 +11,21 @@ from tithe.bench import figures, stats
 from tithe.bench.figures import Figures
 from tithe.bench.journal import Case
 from tithe.budget import Keep
+from tithe.types import Card
 
+CARD = Card(
+    "token-reduction-position",
+    "Token Reduction Should Go Beyond Efficiency in Generative Models -- From Vision, Language to Multimodality",
+    2025,
+    "2505.18227",
+    None,
+    "measure",
+    (),
+    "paper-only",
+    "none",
+    "Tokens are dropped to be fast, but it touches more: the columns beside speed (agreement, divergence, hallucination, "
+    "coherence, robustness, quality by depth and length).",
+)
 DEPTHS = 5
 WHOLE = ("kv_bytes", "kv_allocated", "kv_bytes_full", "flops", "flops_full")
 

@@ -149,11 +149,11 @@ def bench(
 def show(screen: Console, result: Result, title: str) -> None:
     """Print the tables of a result."""
     from tithe.bench import losers
-    from tithe.cli.tables import differences, losing, refusals, results
+    from tithe.cli.tables import differences, limits, losing, refusals, results
     from tithe.cli.tables import split as split_times
 
     screen.print(results(result.rows, title))
-    for table in (split_times(result.rows), differences(result.rows)):
+    for table in (split_times(result.rows), differences(result.rows), limits(result.rows)):
         if table is not None:
             screen.print(table)
     for line in (*losing(losers(result.rows)), *refusals(result.refused)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -39,11 +40,11 @@ def row(card: Card, parameters: Mapping[str, inspect.Parameter]) -> dict[str, An
 
 def list_methods(family: Family = None, host: Host = None, json: Json = False) -> None:
     """List every method of the catalogue."""
-    from tithe.catalogue import factories, modules
+    from tithe.catalogue import factories, measures, modules
     from tithe.types import HostKind
 
     rows = [row(factory.card, factory.parameters) for factory in factories().values()]
-    rows += [row(card, {}) for card, _ in modules().values()]
+    rows += [row(card, {}) for card, _ in (*modules().values(), *measures().values())]
     families = {one["family"] for one in rows}
     if family is not None and family not in families:
         raise unknown("family", family, families)
@@ -57,7 +58,7 @@ def list_methods(family: Family = None, host: Host = None, json: Json = False) -
     for name in ("method", "family", "models", "year", "fidelity", "saving", "title"):
         table.add_column(name, no_wrap=True, ratio=1 if name == "title" else None)
     for one in rows:
-        models = " ".join(one["hosts"]) or "its own"
+        models = " ".join(one["hosts"]) or ("all" if one["family"] == "measure" else "its own")
         told = (one["slug"], one["family"], models, str(one["year"]), one["fidelity"], one["saving"])
         table.add_row(*told, one["title"])
     console(False).print(table)
@@ -65,9 +66,9 @@ def list_methods(family: Family = None, host: Host = None, json: Json = False) -
 
 def show(slug: Slug, json: Json = False) -> None:
     """Show one method: its paper, what it does, its parameters and where it departs from the authors' code."""
-    from tithe.catalogue import get, modules
+    from tithe.catalogue import get, measures, modules
 
-    own = modules().get(slug)
+    own = modules().get(slug) or measures().get(slug)
     card, module = own or (get(slug).card, inspect.getmodule(get(slug).build))
     notes = inspect.cleandoc((module.__doc__ if module else None) or "")
     one, screen = row(card, {} if own else get(slug).parameters), console(False)
@@ -78,7 +79,7 @@ def show(slug: Slug, json: Json = False) -> None:
     screen.print(card.mechanism, highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("family", one["family"])
-    table.add_row("models", " ".join(one["hosts"]) or f"its own, built from {module.__name__}" if module else "")
+    table.add_row("models", " ".join(one["hosts"]) or _where(card, module))
     table.add_row("fidelity", one["fidelity"])
     table.add_row("saving", one["saving"])
     table.add_row("paper", f"https://arxiv.org/abs/{one['arxiv']}" if one["arxiv"] else "none")
@@ -87,3 +88,8 @@ def show(slug: Slug, json: Json = False) -> None:
         table.add_row(name, repr(default))
     screen.print(table)
     screen.print(notes, markup=False, highlight=False)
+
+
+def _where(card: Card, module: ModuleType | None) -> str:
+    place = module.__name__ if module else "nowhere"
+    return f"all, by {place}" if card.family == "measure" else f"its own, built from {place}"

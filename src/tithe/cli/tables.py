@@ -89,6 +89,29 @@ def differences(rows: Sequence[Row]) -> Table | None:
     return table
 
 
+def limits(rows: Sequence[Row]) -> Table | None:
+    """Return how long a context each method can serve, or None where tasks scored in shares have one length only."""
+    from tithe.bench.limits import of_rows
+
+    lengths: dict[tuple[str, str, Keep | None], set[int]] = {}
+    for row in rows:
+        if row.length is not None and 0 <= row.quality <= 1 and row.quality_full > 0:
+            lengths.setdefault((row.task, row.method, row.keep), set()).add(row.length)
+    several = [row for row in rows if len(lengths.get((row.task, row.method, row.keep), ())) > 1]
+    if not several:
+        return None
+    found = of_rows([row.to_dict() for row in several])
+    threshold = next(iter(found.values())).threshold
+    title = f"effective context: tokens up to which the score stays at {threshold:g} or above"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("task", "method", "keep", "tokens"):
+        table.add_column(name, justify="left" if name in ("task", "method") else "right", no_wrap=True)
+    for (_, task, method, keep, _), limit in found.items():
+        told = f"{limit.tokens:,.0f}" if limit.reached else f"{limit.tokens:,.0f} or more"
+        table.add_row(str(task), str(method), budget(keep), told)  # type: ignore[arg-type]
+    return table
+
+
 def says(verdict: str, n: int, needed: int | None) -> str:
     """Return a verdict in words; one that cannot be given says how many cases it would take."""
     if verdict != "too few":
