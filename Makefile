@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all bench gpu check format clean
+.PHONY: demo test test-all bench peers soak gpu check format clean
 
 $(BIN)/tithe: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -14,6 +14,8 @@ $(BIN)/tithe: pyproject.toml
 
 $(VENV)/.test: $(BIN)/tithe
 	$(PIP) --editable ".[test]"
+# lmms_eval: its own dependencies hold a torchvision that would replace the CPU build of torch; tenacity and loguru are all it needs.
+	$(PIP) --no-deps lmms_eval==0.7.3
 	touch $@
 
 demo: $(BIN)/tithe
@@ -30,6 +32,12 @@ test-all: $(VENV)/.test
 
 bench: $(BIN)/tithe
 	$(BIN)/python -m benchmarks
+
+peers: $(BIN)/tithe
+	$(BIN)/python -m benchmarks.peers --write
+
+soak: $(BIN)/tithe
+	$(BIN)/python -m benchmarks.soak
 
 gpu: $(VENV)/.test
 	$(BIN)/python -m benchmarks.gpu

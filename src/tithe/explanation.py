@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tithe import display
 from tithe.catalogue import MethodLike
 from tithe.errors import BadInput
 from tithe.flow import on
@@ -37,20 +37,11 @@ class Explanation:
         return self.scores[key]
 
     def _repr_html_(self) -> str:
-        rows = []
-        for name, scores in self.scores.items():
-            score = scores[0].nan_to_num(0.0)
-            low, high = float(score.min()), float(score.max())
-            share = (score - low) / (high - low if high > low else 1.0)
-            words = self.tokens[0] if self.tokens else tuple(str(int(c)) for c in self.cols[0])
-            marks = "".join(
-                f'<span style="background:rgba(196,88,24,{float(s):.2f})">{html.escape(word)}</span>'
-                for word, s in zip(words, share, strict=True)
-            )
-            rows.append(
-                f"<p><b>{html.escape(self.method)} · {html.escape(name)}</b></p><p style='line-height:1.8'>{marks}</p>"
-            )
-        return "".join(rows)
+        words = self.tokens[0] if self.tokens else tuple(f"{int(col)} " for col in self.cols[0])
+        return "".join(
+            display.tokens(words, scores[0].tolist(), title=f"{self.method} · {name}")
+            for name, scores in self.scores.items()
+        )
 
 
 def explain(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tithe import display
 from tithe.types import Phase, Point, Saving, Selection, Tokens, Tower
 
 Level = Literal["counts", "kept", "scores", "history"]
@@ -39,6 +40,9 @@ class Event:
     keep: Tensor | None = None
     dest: Tensor | None = None
     scores: Tensor | None = None
+
+    def _repr_html_(self) -> str:
+        return display.event(self)
 
 
 def destinations(selection: Selection) -> Tensor | None:
@@ -140,6 +144,9 @@ class Trace:
         if self.level == "history":
             self.history.append(event)
 
+    def _repr_html_(self) -> str:
+        return display.trace(self)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -167,6 +174,9 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        return display.report(self)
 
     def __str__(self) -> str:
         share = (

@@ -245,6 +245,11 @@ class Selection:
         chosen[..., top] = False
         return chosen.expand(-1, heads, -1).gather(2, held.clamp(max=top).expand(-1, heads, -1))
 
+    def _repr_html_(self) -> str:
+        from tithe import display
+
+        return display.selection(self)
+
 
 ScoreFn = Callable[["Evidence", Tokens], Tensor]
 """How much each token matters, ``[B, H, n]``, higher = more. It never carries what tokens are compared by.

@@ -4,13 +4,15 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
+from page.browser import Opened, launched, opened
 
-from tithe.page import CardRow, ImageCase, LayerView, Picture, Report, TextCase, View
+from tithe.page import CardRow, ImageCase, LayerView, Picked, Picture, Report, TextCase, View
 from tithe.page.data import ELSEWHERE
 
 HOSTILE = (
@@ -148,3 +150,75 @@ def report(card: CardRow) -> Report:
 @pytest.fixture
 def make_row() -> Callable[..., dict[str, Any]]:
     return row
+
+
+METHODS = {"adakv": 0.97, "snapkv": 0.95, "h2o": 0.6, "knorm": 0.5, "random": 0.2}
+KEEPS = (0.5, 0.25, 0.1)
+LENGTHS = (256, 512)
+RECIPE = "tithe: 1\nmethods:\n  - method: adakv\n    keep: 0.25\n"
+
+
+def measured(task: str, length: int, method: str, keep: float | None, at: int) -> dict[str, Any]:
+    """A row as a benchmark gives it: the figures are made up, yet consistent with each other."""
+    full = 0.96 - 0.02 * LENGTHS.index(length)
+    share = 1.0 if keep is None else keep
+    quality = full if keep is None else round(full * (1 - (1 - METHODS[method]) * (1 - keep)) - 0.003 * at, 4)
+    low, high = (round(quality - full + step, 4) for step in (-0.03, 0.03))
+    verdict = "equal" if keep is None else "worse" if high < 0 else "too few"
+    return row(
+        model="zoo/reader", task=task, length=length, method=method, keep=keep, quality=quality, quality_full=full,
+        quality_low=round(quality - 0.05, 4), quality_high=round(min(1.0, quality + 0.05), 4), low=low, high=high,
+        verdict=verdict, agreement=quality, kl=1 - quality, kept_tokens=share * length, total_tokens=length,
+        kv_bytes=round(100 * length * share) + at, kv_bytes_full=100 * length, flops=1000 + at, flops_full=2000,
+        prefill_ratio=1.2 - 0.01 * at, decode_ratio=0.5 + share / 2, seed=0, n=64,
+        saving="none" if keep is None else "simulated" if method == "knorm" else "real",
+        by_depth=[[0.0, quality, 20], [0.5, round(quality / 2, 4), 24], [1.0, quality, 20]],
+        extras={"hallucinated": round((1 - quality) / 3, 4)},
+    )  # fmt: skip
+
+
+def benchmark() -> tuple[dict[str, Any], ...]:
+    rows = []
+    for task in ("multikey", "words"):
+        for length in LENGTHS:
+            rows.append(measured(task, length, "untouched", None, 0))
+            pairs = [(method, keep) for method in METHODS for keep in KEEPS]
+            rows += [measured(task, length, *pair, at) for at, pair in enumerate(pairs)]
+    return tuple(rows)
+
+
+@pytest.fixture
+def picked_report(card: CardRow) -> Report:
+    rows = benchmark()
+    own = [one for one in rows if (one["task"], one["length"]) == ("multikey", 512) and one["method"] != "untouched"]
+    trials = tuple({**one, "trial": at + 1, "rung": at % 3} for at, one in enumerate(own))
+    winner = next(one for one in own if (one["method"], one["keep"]) == ("adakv", 0.25))
+    drop = winner["quality_full"] - winner["quality"]
+    picked = Picked(
+        "adakv", 0.25, winner["quality"], drop, winner["low"], winner["high"], ("quality lost <= 0.1", HOSTILE[1]),
+        "snapkv", 0.25, "It is dearer.", RECIPE, trials,
+    )  # fmt: skip
+    other = CardRow("adakv", "Ada-KV", 2024, "2407.11550", "Heads share a budget.", "official", "real", "context")
+    return Report("A choice", "today", "0.1.0", (card, other), (), rows, picked=picked)
+
+
+@pytest.fixture(scope="session")
+def tab() -> Iterator[Any]:
+    with launched() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(tab: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+    """Opens reports; each must have been quiet, and have loaded nothing, when the test ends."""
+    pages: list[Opened] = []
+
+    def open_it(report: Report, address: str = "", **options: Any) -> Opened:
+        if pages:
+            pages.pop().close()
+        pages.append(opened(tab, report, tmp_path, address, **options))
+        return pages[-1]
+
+    yield open_it
+    for page in pages:
+        page.close()

@@ -1,207 +1,254 @@
 from __future__ import annotations
 
-import json
 import math
-import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from html.parser import HTMLParser
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
+from page.browser import Opened
 
-from tithe.page import ImageCase, Report, TextCase, write
+from tithe.page import ImageCase, LayerView, Report, TextCase, View
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
+Visit = Callable[..., Opened]
 
-PRESS = """<script>
-const area = document.querySelector('#picture [data-fill="view"]');
-for (const key of KEYS) area.dispatchEvent(new KeyboardEvent("keydown", { key }));
-</script>"""
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the page's scripts were not run"),
-]
+TOKENS = "#text [data-fill=view] > span"
+OTHER_TOKENS = "#text [data-fill=beside] > span"
+PATCHES = "#picture [data-fill=kept] rect"
 
 
-class Drawn(HTMLParser):
-    """The page as its scripts left it: units (tokens and patches), named fields, rows of the table, state."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.spans: list[tuple[dict[str, str], list[str]]] = []
-        self.rects: list[dict[str, str]] = []
-        self.stages: list[tuple[str, bool]] = []
-        self.fields: dict[str, list[str]] = {}
-        self.root: dict[str, str] = {}
-        self.scripts = self.body_rows = 0
-        self._path: list[str] = []
-        self._section = ""
-        self._in_unit = False
-        self._field: tuple[str, int] | None = None
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = {name: value or "" for name, value in attrs}
-        if tag == "html":
-            self.root = named
-        if tag == "section":
-            self._section = named["id"]
-        self.scripts += tag == "script"
-        self.body_rows += tag == "tr" and self._section == "results" and "tbody" in self._path
-        if "data-unit" in named:
-            if tag == "span":
-                self.spans.append((named, []))
-                self._in_unit = True
-            else:
-                self.rects.append(named)
-        if tag == "button" and self._section == "picture" and "title" in named and "class" not in named:
-            self.stages.append((named["title"], named["aria-pressed"] == "true"))
-        if tag not in {"meta", "link", "input", "img", "br"}:
-            self._path.append(tag)
-        name = named.get("data-fill") or named.get("id")
-        if name and self._field is None and tag in {"p", "dd", "span", "title"}:
-            self._field = (f"{self._section}.{name}", len(self._path))
-            self.fields[self._field[0]] = []
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._field and len(self._path) == self._field[1]:
-            self._field = None
-        self._path.pop()
-        self._in_unit = False
-
-    def handle_data(self, data: str) -> None:
-        if self._in_unit:
-            self.spans[-1][1].append(data)
-        if self._field:
-            self.fields[self._field[0]].append(data)
-
-    def text(self, name: str) -> str:
-        return "".join(self.fields[name])
+def plain(text: str) -> str:
+    return text.replace("\ud800", "\ufffd")
 
 
-@pytest.fixture
-def draw(report: Report, tmp_path: Path) -> Callable[..., Drawn]:
-    target = write(report, tmp_path / "tithe-report.html")
-
-    def run(address: str, keys: str = "") -> Drawn:
-        """Draw the page, after ``keys`` were pressed on its patches."""
-        assert CHROMIUM is not None
-        if keys:
-            html = target.read_text(encoding="utf-8")
-            policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', html)
-            assert policy is not None
-            press = PRESS.replace("KEYS", json.dumps(keys.split()))
-            target.write_text(html.replace(policy[0], "").replace("</body>", f"{press}</body>"), encoding="utf-8")
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        command = [CHROMIUM, *QUIET, profile, "--dump-dom", f"{target.as_uri()}#{address}"]
-        done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-        return Drawn(done.stdout.decode("utf-8"))
-
-    return run
+def dropped(page: Opened) -> list[bool]:
+    return page.each(TOKENS, "node.classList.contains('dropped')")
 
 
-def test_the_scripts_draw_what_the_report_holds(report: Report, draw: Callable[[str], Drawn]) -> None:
-    page = draw("text.method=snapkv&text.budget=25 %&text.layer=0&picture.budget=25 %&picture.layer=1")
-    assert page.root["data-ready"] == "true"
-    assert page.scripts == 3
+def test_the_scripts_draw_what_the_report_holds(report: Report, visit: Visit) -> None:
+    page = visit(report, "text.method=snapkv&text.budget=25 %&text.layer=0&picture.budget=25 %&picture.layer=1")
     text, image, _ = report.cases
-    assert isinstance(text, TextCase)
-    assert isinstance(image, ImageCase)
-
-    (scored, _) = text.views[0].layers
-    tokens = page.spans[: len(text.tokens)]
-    assert ["".join(parts) for _, parts in tokens] == [token.replace("\ud800", "\ufffd") for token in text.tokens]
-    classes = [attrs.get("class", "").split() for attrs, _ in tokens]
-    assert ["dropped" in names for names in classes] == [share == 0 for share in scored.kept]
-    assert ["partly" in names for names in classes] == [0 < share < 1 for share in scored.kept]
-    shades = [float(attrs["style"].split("--shade:")[1].strip(" ;")) for attrs, _ in tokens]
+    assert isinstance(text, TextCase) and isinstance(image, ImageCase)
+    scored = text.views[0].layers[0]
+    assert page.each(TOKENS, "node.textContent") == [plain(token) for token in text.tokens]
+    assert dropped(page) == [share == 0 for share in scored.kept]
+    assert page.each(TOKENS, "node.classList.contains('partly')") == [0 < share < 1 for share in scored.kept]
+    shades = [float(shade) for shade in page.each(TOKENS, "node.style.getPropertyValue('--shade')")]
     assert scored.scores is not None
     known = [(score, shade) for score, shade in zip(scored.scores, shades, strict=True) if not math.isnan(score)]
     assert [shade for _, shade in sorted(known)] == sorted(shade for _, shade in known)
     assert all(shade == 0 for score, shade in zip(scored.scores, shades, strict=True) if math.isnan(score))
-
-    assert page.text("text.answer") == text.views[0].answer
-    assert page.text("text.verdict") == "✓ right"
+    assert page.text("text", "answer") == text.views[0].answer
+    assert page.text("text", "verdict") == "✓ right"
     kept = f"{sum(scored.kept):.0f} of {len(text.tokens)} tokens at layer 0"
-    assert page.text("text.status").startswith(f"snapkv at 25 % keeps {kept}")
-    assert page.text("text.missing") == ""
-    assert page.text("picture.missing").startswith("This method has no scores at layer 1")
-    clear = [1 - float(attrs["fill-opacity"]) / 0.88 for attrs in page.rects[:6]]
+    assert page.text("text", "status").startswith(f"snapkv at 25 % keeps {kept}")
+    assert page.text("text", "missing") == ""
+    assert page.text("picture", "missing").startswith("This method has no scores at layer 1")
+    clear = [1 - float(veil) / 0.88 for veil in page.each(PATCHES, "node.getAttribute('fill-opacity')")]
     assert clear == pytest.approx(image.views[0].layers[1].kept, abs=0.01)
-    assert page.body_rows == len(report.rows)
-    assert page.text("results.count") == f"{len(report.rows)} rows."
+    assert page.one("#results tbody tr").count() == len(report.rows)
+    assert page.text("results", "count") == f"{len(report.rows)} rows."
 
 
-def test_a_link_opens_another_view(report: Report, draw: Callable[[str], Drawn]) -> None:
-    page = draw("text.method=snapkv%2Bkivi&text.budget=no+budget&text.layer=all")
-    text = report.cases[0]
-    before, inside = (layer.kept for layer in text.views[2].layers)
+@pytest.mark.slow
+def test_a_link_opens_another_view(report: Report, visit: Visit) -> None:
+    page = visit(report, "text.method=snapkv%2Bkivi&text.budget=no+budget&text.layer=all")
+    before, inside = (layer.kept for layer in report.cases[0].views[2].layers)
     share = [first * second for first, second in zip(before, inside, strict=True)]
     total = f"{sum(share):.1f}".removesuffix(".0")
-    kept = f"{total} of {len(share)} tokens on average over all layers"
-    assert page.text("text.status").startswith(f"snapkv+kivi at no budget keeps {kept}")
-    assert page.text("text.verdict") == "· not judged"
-    dropped = ["dropped" in attrs.get("class", "").split() for attrs, _ in page.spans[: len(share)]]
-    assert dropped == [kept == 0 for kept in share]
+    status = page.text("text", "status")
+    assert status.startswith(
+        f"snapkv+kivi at no budget keeps {total} of {len(share)} tokens on average over all layers"
+    )
+    assert page.text("text", "verdict") == "· not judged"
+    assert dropped(page) == [kept == 0 for kept in share]
 
 
-def test_a_method_without_scores_is_shown_so(report: Report, draw: Callable[[str], Drawn]) -> None:
-    page = draw("text.method=snapkv&text.budget=64 tokens&text.layer=3")
+@pytest.mark.slow
+def test_a_method_without_scores_is_shown_so(report: Report, visit: Visit) -> None:
+    page = visit(report, "text.method=snapkv&text.budget=64 tokens&text.layer=3")
     kept = report.cases[0].views[1].layers[0].kept
-    tokens = [attrs for attrs, _ in page.spans[: len(kept)]]
-    assert ["dropped" in attrs.get("class", "").split() for attrs in tokens] == [share == 0 for share in kept]
-    assert page.text("text.missing").startswith("This method has no scores at layer 3: nothing is shaded")
-    assert {attrs["style"] for attrs in tokens} == {"--shade: 0.000;"}
+    assert dropped(page) == [share == 0 for share in kept]
+    assert page.text("text", "missing").startswith("This method has no scores at layer 3: nothing is shaded")
+    assert set(page.each(TOKENS, "node.style.getPropertyValue('--shade')")) == {"0.000"}
 
 
-def test_the_stages_of_a_mosaic_end_with_what_was_left(report: Report, draw: Callable[..., Drawn]) -> None:
-    page = draw("picture.case=1")
+@pytest.mark.slow
+def test_every_layer_and_budget_can_be_reached(report: Report, visit: Visit) -> None:
+    page = visit(report, "text.budget=25 %")
+    assert page.each("#text select[name=layer] option", "node.textContent") == ["all layers", "layer 0", "layer 1"]
+    for label, kept in (
+        ("layer 0", report.cases[0].views[0].layers[0]),
+        ("layer 1", report.cases[0].views[0].layers[1]),
+    ):
+        page.choose("text", "layer", label)
+        assert dropped(page) == [share == 0 for share in kept.kept]
+    slider = page.one('#text input[name="budget"]')
+    assert slider.get_attribute("aria-valuetext") == "25 %"
+    slider.focus()
+    page.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == page.one('#text output[name="budget-label"]').text_content()
+    assert page.text("text", "status").startswith("snapkv at 64 tokens keeps")
+    assert page.text("text", "verdict") == "✗ wrong"
+    page.press("Home")
+    assert page.text("text", "status").startswith("snapkv at 25 % keeps")
+    page.choose("text", "method", "snapkv+kivi")
+    assert page.text("text", "status").startswith("snapkv+kivi at no budget keeps")
+    assert slider.is_disabled()
+    page.one("#text details.answers button").nth(1).click()
+    assert page.text("text", "status").startswith("snapkv at 64 tokens keeps")
+    page.press("ArrowLeft Enter")
+    assert page.text("text", "status").startswith("snapkv at 25 % keeps")
+    assert "text.budget=25+%25" in page.page.url
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_mosaic_end_with_what_was_left(report: Report, visit: Visit) -> None:
+    page = visit(report, "picture.case=1")
     mosaic = report.cases[2]
     assert isinstance(mosaic, ImageCase)
     last = mosaic.views[0].layers[-1]
-    assert page.text("picture.status") == (
+    assert page.text("picture", "status") == (
         "tome at 50 % keeps 2 of 6 patches from layer 2 on (33.3 %); 3 are merged into others, 1 dropped."
     )
-    assert page.stages == [
-        ("before the model: 5 kept, 0 merged, 1 dropped", False),
-        ("from layer 2 on: 2 kept, 3 merged, 1 dropped", True),
+    stages = page.each("#picture [data-fill=stages] button", "[node.title, node.ariaPressed]")
+    assert stages == [
+        ["before the model: 5 kept, 0 merged, 1 dropped", "false"],
+        ["from layer 2 on: 2 kept, 3 merged, 1 dropped", "true"],
     ]
-    veils = [float(attrs["fill-opacity"]) for attrs in page.rects[:6]]
+    veils = [float(veil) for veil in page.each(PATCHES, "node.getAttribute('fill-opacity')")]
     assert last.into is not None
     states = zip(last.kept, last.into, strict=True)
     assert veils == [0 if kept else 0.88 if into == -1 else 0.5 for kept, into in states]
-    assert "no patches (2)" in page.text("picture.key")
-    assert not [attrs for attrs in page.rects if attrs.get("class")]
+    assert "no patches (2)" in page.text("picture", "key")
+    page.one("#picture [data-fill=stages] button").first.click()
+    assert page.text("picture", "status").startswith("tome at 50 % keeps 5 of 6 patches before the model")
 
 
-@pytest.mark.parametrize(
-    ("keys", "at", "family", "words"),
-    [
-        ("ArrowRight", 0, {0, 2, 4}, "kept, and 2 merged into it: crop 1, row 1, column 1; crop 2, row 1, column 1"),
-        ("ArrowRight ArrowRight", 1, set(), "· kept"),
-        ("ArrowRight ArrowRight ArrowRight ArrowRight", 4, {0, 2, 4}, "row 1, column 1, with 1 more"),
-        ("ArrowRight ArrowRight ArrowRight ArrowRight ArrowDown", 5, set(), "· dropped"),
-        ("a ArrowRight ArrowRight ArrowRight ArrowRight ArrowDown ArrowLeft", 3, set(), "a token that is no patch"),
-        ("ArrowRight ArrowUp ArrowLeft", 0, {0, 2, 4}, "kept, and 2 merged"),
-    ],
-)
-def test_keys_show_what_was_merged_into_what(
-    keys: str, at: int, family: set[int], words: str, draw: Callable[..., Drawn]
-) -> None:
-    page = draw("picture.case=1", keys)
-    classes = [set(attrs.get("class", "").split()) for attrs in page.rects[:6]]
-    assert [place for place, names in enumerate(classes) if "active" in names] == [at]
-    assert {place for place, names in enumerate(classes) if "related" in names} == family
-    assert words in page.text("picture.readout")
+KEYS = [
+    ("ArrowRight", 0, {0, 2, 4}, "kept, and 2 merged into it: crop 1, row 1, column 1; crop 2, row 1, column 1"),
+    ("ArrowRight ArrowRight", 1, set(), "· kept"),
+    ("ArrowRight ArrowRight ArrowRight ArrowRight", 4, {0, 2, 4}, "row 1, column 1, with 1 more"),
+    ("ArrowRight ArrowRight ArrowRight ArrowRight ArrowDown", 5, set(), "· dropped"),
+    ("a ArrowRight ArrowRight ArrowRight ArrowRight ArrowDown ArrowLeft", 3, set(), "a token that is no patch"),
+    ("ArrowRight ArrowUp ArrowLeft", 0, {0, 2, 4}, "kept, and 2 merged"),
+]
+
+
+@pytest.mark.slow
+def test_keys_show_what_was_merged_into_what(report: Report, visit: Visit) -> None:
+    page = visit(report, "picture.case=1")
+    for keys, at, family, words in KEYS:
+        page.fill("picture", "view").focus()
+        page.press(keys)
+        classes = [set(names.split()) for names in page.each(PATCHES, "node.className.baseVal")]
+        assert [place for place, names in enumerate(classes) if "active" in names] == [at]
+        assert {place for place, names in enumerate(classes) if "related" in names} == family
+        assert words in page.text("picture", "readout")
+        page.press("Escape")
+        assert page.one(f"{PATCHES}.active").count() == 0
+        assert page.text("picture", "readout").startswith("Point at a patch")
+
+
+FIRST = (1.0, 1.0, 0.0, 0.0, 0.5, 0.0, 1.0)
+SECOND = (1.0, 0.0, 1.0, 0.0, 0.0, 0.25, 1.0)
+FATES = ["both", "only", "lacks", "neither", "only", "lacks", "both"]
+MIRRORED = ["both", "lacks", "only", "neither", "lacks", "only", "both"]
+
+
+def two_views(n: int, second_layer: int = 0) -> tuple[View, ...]:
+    first, second, all_of_it = FIRST[:n], SECOND[:n], (1.0,) * n
+    return (
+        View("left", 0.5, "yes", True, (LayerView(0, None, first), LayerView(1, None, all_of_it))),
+        View("right", 0.25, "perhaps", False, (LayerView(0, None, all_of_it), LayerView(1, None, all_of_it))),
+        View("right", 0.5, "no", False, (LayerView(second_layer, None, second), LayerView(9, None, all_of_it))),
+    )
+
+
+@pytest.mark.slow
+def test_two_methods_stand_beside_each_other_with_what_differs(visit: Visit) -> None:
+    case = TextCase("m", tuple("abcdefg"), "q", "yes", "yes", two_views(7))
+    page = visit(Report("t", "c", "v", cases=(case,)), "text.layer=0")
+    assert page.fill("text", "beside-figure").is_hidden()
+    page.choose("text", "beside", "right")
+    assert page.each(TOKENS, "node.dataset.fate") == FATES
+    assert page.each(OTHER_TOKENS, "node.dataset.fate") == MIRRORED
+    assert page.each(OTHER_TOKENS, "node.textContent") == list("abcdefg")
+    tally = "2 of 7 tokens kept by both, 2 only by left, 2 only by right, 1 by neither."
+    assert page.text("text", "tally") == tally
+    assert page.text("text", "caption") == "Kept by left at 50 %, layer 0"
+    assert page.text("text", "beside-caption") == "Kept by right at 50 %, layer 0"
+    assert page.text("text", "beside-answer") == "right at 50 %no ✗ wrong"
+    assert "at least one head" in page.text("text", "key")
+    styles = page.each(
+        TOKENS, "[getComputedStyle(node).textDecorationLine, getComputedStyle(node).textDecorationStyle]"
+    )
+    told = dict(zip(FATES, map(tuple, styles), strict=True))
+    assert len(set(told.values())) == 4, "each fate is told by more than its colour"
+
+    page.one("#text [data-way='1']").click()
+    assert page.text("text", "readout").endswith('"b" · kept only by left')
+    page.fill("text", "view").focus()
+    page.press("n n p n")
+    assert page.text("text", "readout").endswith('"e" · kept only by left')
+    page.press("n n")
+    assert page.text("text", "readout").endswith('"b" · kept only by left')
+    assert page.each(f"{OTHER_TOKENS}.active", "node.textContent") == ["b"]
+    page.fill("text", "beside").focus()
+    page.press("ArrowRight")
+    assert page.text("text", "readout").endswith('"c" · kept only by right')
+
+    page.one('#text input[name="beside_budget"]').focus()
+    page.press("ArrowLeft")
+    assert page.text("text", "tally") == "4 of 7 tokens kept by both, 0 only by left, 3 only by right, 0 by neither."
+    assert "beside=right" in page.page.url and "beside_budget=25+%25" in page.page.url
+    page.choose("text", "beside", "left")
+    page.one('#text select[name="beside"]').focus()
+    assert page.text("text", "tally").startswith("4 of 7 tokens kept by both, 0 only by left at 50 %")
+    page.choose("text", "beside", "no other")
+    assert page.fill("text", "beside-figure").is_hidden()
+    assert page.one(f"{TOKENS}[data-fate]").count() == 0
+    assert "beside" not in page.page.url.split("#")[1]
+
+
+@pytest.mark.slow
+def test_pictures_beside_each_other_have_signs_where_they_differ(report: Report, visit: Visit) -> None:
+    image = report.cases[1]
+    assert isinstance(image, ImageCase)
+    page = visit(Report("t", "c", "v", cases=(replace(image, views=two_views(6, 5)),)), "picture.layer=0")
+    page.choose("picture", "beside", "right")
+    assert page.text("picture", "tally") == (
+        "3 of 6 patches kept by both, 0 only by left, 3 only by right, 0 by neither."
+    )
+    assert page.text("picture", "beside-caption") == "Kept by right at 50 %, all layers"
+    assert page.fill("picture", "importance").is_hidden()
+    page.choose("picture", "beside", "no other")
+    assert page.fill("picture", "importance").is_visible()
+    same = replace(image, views=two_views(6))
+    page = visit(Report("t", "c", "v", cases=(same,)), "picture.layer=0&picture.beside=right")
+    for side, fates in (("kept", FATES[:6]), ("beside", MIRRORED[:6])):
+        for kind in ("only", "lacks"):
+            (path,) = page.each(f"#picture [data-fill={side}] path.{kind}:not(.under)", "node.getAttribute('d')")
+            strokes = path.count("M")
+            assert strokes == fates.count(kind) * (2 if kind == "only" else 1), "a plus has two strokes, a minus one"
+        veils = page.each(f"#picture [data-fill={side}] rect", "Number(node.getAttribute('fill-opacity'))")
+        assert [veil == 0 for veil in veils] == [fate in ("both", "only") for fate in fates]
+
+
+@pytest.mark.slow
+def test_texts_beside_each_other_scroll_together(visit: Visit) -> None:
+    tokens = tuple(f"line {at}\n" for at in range(200))
+    first, second = ((View(name, 0.5, "a", None, (LayerView(0, None, (1.0,) * 200),))) for name in "ab")
+    case = TextCase("m", tokens, "q", "e", "u", (first, second))
+    page = visit(Report("t", "c", "v", cases=(case,)), "text.beside=b")
+    page.fill("text", "view").evaluate("node => { node.scrollTop = 1500; }")
+    page.page.wait_for_timeout(150)
+    assert page.fill("text", "beside").evaluate("node => node.scrollTop") == pytest.approx(1500, abs=60)
+
+
+def test_what_a_model_wrote_runs_nowhere(report: Report, picked_report: Report, visit: Visit) -> None:
+    """The fixtures hold scripts in every text; a dialog, a request or an error would fail the visit when it ends."""
+    for one in (report, picked_report):
+        page = visit(one)
+        assert page.one("script").count() == 3
+        assert page.one("img, iframe, object, embed, link[href^=http]").count() == 0
+        assert [url for url in page.requests if not url.startswith("data:")] == [page.home]

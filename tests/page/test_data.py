@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tithe.page import CardRow, ImageCase, LayerView, Picture, Report, TextCase, View
-from tithe.page.data import COLUMNS, ELSEWHERE, budget
+from tithe.page import CardRow, ImageCase, LayerView, Picked, Picture, Report, TextCase, View
+from tithe.page.data import ELSEWHERE
+from tithe.page.rows import COLUMNS, budget
 
 
 def one_view(n: int, **changed: Any) -> View:
@@ -134,3 +135,53 @@ def test_rows_that_are_no_plain_data_are_refused_by_place(make_row: Callable[...
         report_of(make_row(quality=[0.5]))
     with pytest.raises(ValueError, match=r"rows\[1\]\['keep'\]"):
         report_of(make_row(keep="0.5"))
+
+
+def test_the_extras_of_a_row_are_columns_like_the_others(make_row: Callable[..., dict[str, Any]]) -> None:
+    depths = ((0.0, 1 / 3, 4), (1.0, 1.0, 4))
+    page = json.loads(Report("t", "c", "v", rows=(make_row(extras={"hallucinated": 0.25}, by_depth=depths),)).to_json())
+    (row,) = (dict(zip(page["columns"], values, strict=True)) for values in page["rows"])
+    assert row["hallucinated"] == 0.25 and "extras" not in row
+    assert row["by_depth"] == [[0.0, 0.333333, 4], [1.0, 1.0, 4]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"extras": {"quality": 1.0}}, "quality is a column of the row already"),
+        ({"extras": 3}, "int is no mapping"),
+        ({"extras": {"x": [1]}}, r"rows\[0\]\['x'\]: list is no plain text or number"),
+        ({"by_depth": [[0.5, 1.0]]}, "is no depth, quality and number of cases"),
+        ({"by_depth": [[1.5, 1.0, 2]]}, r"a depth of 1.5 does not lie in 0\.\.1"),
+        ({"by_depth": [[0.5, math.nan, 2]]}, "is no depth, quality and number of cases"),
+        ({"keep": "64KB"}, "'64KB' is text, not a number"),
+        ({"task": None}, "task must be given as text"),
+    ],
+)
+def test_a_row_that_cannot_be_drawn_is_refused_by_its_place(
+    changed: dict[str, Any], message: str, make_row: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Report("t", "c", "v", rows=(make_row(**changed),))
+
+
+def test_a_choice_names_itself_and_is_checked(make_row: Callable[..., dict[str, Any]]) -> None:
+    picked = Picked("adakv", 0.25, 0.9, 0.05, -0.1, 0.0, runner_up="h2o", runner_up_keep=64)
+    assert (picked.label, picked.runner_up_label) == ("adakv at 25 %", "h2o at 64 tokens")
+    assert replace(picked, keep=None, runner_up_keep=None).label == "adakv"
+    trials = (make_row(trial=1, rung=0), make_row(trial=2, rung=1, extras={"x": 1.0}))
+    page = json.loads(Report("t", "c", "v", picked=replace(picked, trials=trials, cost="kv")).to_json())["picked"]
+    assert page["winner"] == ["adakv", "25 %"] and page["runner"] == ["h2o", "64 tokens"]
+    assert page["cost"] == "allocated"
+    rows = [dict(zip(page["trials"]["columns"], values, strict=True)) for values in page["trials"]["rows"]]
+    assert [(row["trial"], row["rung"], row["x"]) for row in rows] == [(1, 0, None), (2, 1, 1.0)]
+    for changed, message in (
+        ({"method": ""}, "method: empty"),
+        ({"quality": math.nan}, "quality of 'adakv': nan"),
+        ({"high": None}, "give both ends"),
+        ({"low": 0.2}, "0.2 is not below 0.0"),
+        ({"trials": (make_row(),)}, "needs the number of its `trial`"),
+        ({"cost": "money"}, "'money' is none of kv, flops, prefill, decode"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(picked, **changed)

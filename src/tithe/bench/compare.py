@@ -109,15 +109,17 @@ def compare(first: Side, second: Side) -> Comparison:
         BadInput: nothing in common.
     """
     across = first.named and second.named
+    places: dict[tuple[Any, ...], list[Work]] = {}
+    for other in second.works:
+        places.setdefault(_place(other, across), []).append(other)
     changes: list[Change] = []
     differing: dict[tuple[str, str, str], None] = {}
     met: set[Work] = set()
     for work, cases in first.works.items():
-        for other, theirs in second.works.items():
+        for other in places.get(_place(work, across), ()):
+            theirs = second.works[other]
             common = sorted(set(cases) & set(theirs))
-            if (work == other and across) or _place(work, across) != _place(other, across) or not common:
-                continue
-            if work == other and first.spelled == second.spelled:
+            if not common or (work == other and (across or first.spelled == second.spelled)):
                 continue
             met.add(other)
             met.add(work)

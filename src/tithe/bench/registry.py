@@ -9,7 +9,7 @@ from tithe.bench.tasks.loss import LM
 from tithe.bench.tasks.needle import MULTIKEY, NEEDLE
 from tithe.bench.tasks.needles import MULTI_KEY, MULTI_QUERY, MULTI_VALUE, SINGLE
 from tithe.bench.tasks.pictures import COUNTING, GROUNDING, MANY_IMAGES, OCR, VIDEO
-from tithe.bench.tasks.presence import PRESENCE
+from tithe.bench.tasks.presence import INVENTORY, PRESENCE
 from tithe.bench.tasks.reading import READING
 from tithe.bench.tasks.threads import BRANCHED, CONDITIONAL, MULTI_THREADING, MULTIPLE, THREADING
 from tithe.bench.tasks.threads import SINGLE as ONE_NEEDLE
@@ -26,7 +26,7 @@ STANDARD: tuple[Task, ...] = (
     SINGLE, MULTI_KEY, MULTI_VALUE, MULTI_QUERY, TRACKING, COMMON_WORDS, FREQUENT_WORDS, READING,
 )  # fmt: skip
 THREADS: tuple[Task, ...] = (ONE_NEEDLE, MULTIPLE, CONDITIONAL, THREADING, MULTI_THREADING, BRANCHED)
-PICTURES: tuple[Task, ...] = (VQA, OCR, COUNTING, GROUNDING, MANY_IMAGES, VIDEO, PRESENCE, DIGITS)
+PICTURES: tuple[Task, ...] = (VQA, OCR, COUNTING, GROUNDING, MANY_IMAGES, VIDEO, INVENTORY, PRESENCE, DIGITS)
 ALL: tuple[Task, ...] = (*TEXT, *STANDARD, *THREADS, *PICTURES)
 TASKS: dict[str, Task] = {task.name: task for task in ALL}
 

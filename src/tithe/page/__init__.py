@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from tithe.page.data import CardRow, Case, ImageCase, LayerView, Report, TextCase, View
+from tithe.page.data import CardRow, Case, ImageCase, LayerView, Picked, Report, TextCase, View
 from tithe.page.html import render, write
 from tithe.page.pictures import Picture
 
-__all__ = ["CardRow", "Case", "ImageCase", "LayerView", "Picture", "Report", "TextCase", "View", "render", "write"]
+__all__ = [
+    "CardRow",
+    "Case",
+    "ImageCase",
+    "LayerView",
+    "Picked",
+    "Picture",
+    "Report",
+    "TextCase",
+    "View",
+    "render",
+    "write",
+]

@@ -8,24 +8,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from tithe.page.pictures import Picture
 from tithe.page.planes import place_plane, rank_plane, share_plane
+from tithe.page.rows import Row, budget, checked, packed
 
-Scalar: TypeAlias = "str | int | float | bool | None"
-Row: TypeAlias = Mapping[str, Scalar]
-
-COLUMNS = (
-    "model", "task", "question", "method", "keep", "quality", "quality_full", "kept_tokens", "total_tokens",
-    "kv_bytes", "kv_allocated", "kv_bytes_full", "flops", "flops_full", "prefill_ratio", "decode_ratio",
-    "saving", "n", "seed",
-)  # fmt: skip
-NEEDED = ("model", "task", "method")
 ELSEWHERE = -2
-REFERENCES = ("random", "uniform", "recency", "downsample", "untouched")
+COSTS = {"kv": "allocated", "flops": "flops", "prefill": "prefill", "decode": "decode"}
+"""What a search can be told to keep small, and how the chart calls it."""
+REFERENCES = ("random", "uniform", "recency", "downsample", "random-patches", "uniform-patches", "random-blocks")
 
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d+)?|[a-z-]+(\.[A-Z]{2})?/\d{7}(v\d+)?")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -147,13 +141,70 @@ Case: TypeAlias = TextCase | ImageCase
 
 
 @dataclass(frozen=True, slots=True)
+class Picked:
+    """What a choice came to: `method` at `keep`, named as rows name them.
+
+    drop: quality lost to the untouched model, above 0 where this is worse; low, high: the 95 % interval of the mean
+    paired difference to it, as in rows, so that a drop of .02 lies about -.02. constraints: what was asked for, each
+    in words, all of them met. runner_up: the next best method at `runner_up_keep`, and `why` it is not the one.
+    recipe: the text of a `tithe.yaml` that turns the choice on. trials: rows with the further columns `trial` (a
+    number) and `rung` (how far the search took it), in the order in which they ran. cost: what was to be small, one of
+    `COSTS`; the chart begins with it.
+    """
+
+    method: str
+    keep: float | str | None
+    quality: float
+    drop: float
+    low: float | None = None
+    high: float | None = None
+    constraints: tuple[str, ...] = ()
+    runner_up: str | None = None
+    runner_up_keep: float | str | None = None
+    why: str = ""
+    recipe: str = ""
+    trials: tuple[Row, ...] = ()
+    cost: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.cost is not None and self.cost not in COSTS:
+            raise ValueError(f"cost of {self.method!r}: {self.cost!r} is none of {', '.join(COSTS)}")
+        if not self.method:
+            raise ValueError("method: empty; a choice needs a name")
+        for name in ("quality", "drop"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} of {self.method!r}: {getattr(self, name)} is no number")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"low, high of {self.method!r}: give both ends of the interval or neither")
+        if self.low is not None and self.high is not None and not self.low <= self.high:
+            raise ValueError(f"low, high of {self.method!r}: {self.low} is not below {self.high}")
+        for row in checked(self.trials, "trials"):
+            if not isinstance(row.get("trial"), int):
+                raise ValueError(f"trials of {self.method!r}: every row needs the number of its `trial`")
+
+    @property
+    def label(self) -> str:
+        """The method with its budget in words."""
+        return self.method if self.keep is None else f"{self.method} at {budget(self.keep)}"
+
+    @property
+    def runner_up_label(self) -> str | None:
+        """The runner-up with its budget in words."""
+        if self.runner_up is None or self.runner_up_keep is None:
+            return self.runner_up
+        return f"{self.runner_up} at {budget(self.runner_up_keep)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All that the page shows.
 
     rows: bench rows with the keys of `COLUMNS`; `NEEDED` must be there, any other may be missing or None, and
-    further keys become further columns. Bytes and FLOPs are totals, of the method and (`_full`) of the untouched
-    model; `prefill_ratio` and `decode_ratio` are times over those of the untouched model. `references` are the
-    methods drawn in grey, as what the others must beat.
+    further keys, or those of a mapping `extras`, become further columns. Bytes and FLOPs are totals, of the method and
+    (`_full`) of the untouched model; `prefill_ratio` and `decode_ratio` are times over those of the untouched model;
+    `quality_low`, `quality_high` and `low`, `high` are 95 % intervals, of the quality and of the mean paired
+    difference to the untouched model; `by_depth` holds `[depth, quality, n]` for each depth in 0..1. `references` are
+    the methods drawn in grey, as what the others must beat. `picked` is what a search over such rows chose.
     """
 
     title: str
@@ -163,65 +214,22 @@ class Report:
     cases: tuple[Case, ...] = ()
     rows: tuple[Row, ...] = ()
     references: tuple[str, ...] = REFERENCES
+    picked: Picked | None = None
 
     def __post_init__(self) -> None:
         _refuse_twins("cards", (card.slug for card in self.cards))
-        for at, row in enumerate(self.rows):
-            missing = [name for name in NEEDED if not isinstance(row.get(name), str)]
-            if missing:
-                raise ValueError(f"rows[{at}]: {', '.join(missing)} must be given as text")
-            if isinstance(row.get("keep"), str):
-                raise ValueError(f"rows[{at}]['keep']: {row['keep']!r} is text, not a number")
-            for name, value in row.items():
-                if not _is_plain(value):
-                    raise ValueError(f"rows[{at}][{name!r}]: {type(value).__name__} is no plain text or number")
+        checked(self.rows, "rows")
 
     def to_json(self) -> str:
         """The data of the page as JSON without `<`, `>`, `&` or a line separator: no text in it can end a script."""
-        extra = sorted({name for row in self.rows for name in row} - set(COLUMNS))
-        names = (*COLUMNS, *extra)
         page = {
             "references": self.references,
             "cards": [card.slug for card in self.cards],
             "cases": [_case(case) for case in self.cases],
-            "columns": (*names, "keep_label", "keep_share"),
-            "rows": [
-                (*(_finite(row.get(name)) for name in names), budget(row.get("keep")), _share(row)) for row in self.rows
-            ],
+            **packed(checked(self.rows, "rows")),
+            "picked": None if self.picked is None else _picked(self.picked),
         }
         return json.dumps(page, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
-
-
-def budget(keep: Scalar) -> str:
-    """A budget in words: `12.5 %` of the tokens, `64 tokens`, or `no budget`."""
-    if isinstance(keep, str):
-        return keep
-    if not isinstance(keep, int | float):
-        return "no budget"
-    if _is_count(keep):
-        return f"{keep:,g} token{'' if keep == 1 else 's'}"
-    return f"{100 * keep:.4g} %"
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float)
-
-
-def _is_count(keep: float) -> bool:
-    return isinstance(keep, int) or keep > 1
-
-
-def _share(row: Row) -> float | None:
-    keep, total = _finite(row.get("keep")), row.get("total_tokens")
-    if not isinstance(keep, int | float):
-        return None
-    if not _is_count(keep):
-        return keep
-    return keep / total if isinstance(total, int | float) and total else None
-
-
-def _finite(value: Scalar) -> Scalar:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_views(views: tuple[View, ...], n: int, what: str) -> None:
@@ -240,6 +248,16 @@ def _refuse_twins(what: str, keys: Iterable[object]) -> None:
         if key in seen:
             raise ValueError(f"{what}: {key!r} is there twice")
         seen.add(key)
+
+
+def _picked(picked: Picked) -> dict[str, object]:
+    runner = None if picked.runner_up is None else (picked.runner_up, budget(picked.runner_up_keep))
+    return {
+        "winner": (picked.method, budget(picked.keep)),
+        "runner": runner,
+        "cost": None if picked.cost is None else COSTS[picked.cost],
+        "trials": packed(checked(picked.trials, "trials")),
+    }
 
 
 def _case(case: Case) -> dict[str, object]:

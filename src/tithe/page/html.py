@@ -14,8 +14,14 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from tithe.page.data import ImageCase, Report, TextCase
+from tithe.page.rows import DEPTHS, budget
 
-SCRIPTS = ("dom.js", "planes.js", "inspector.js", "picture.js", "text.js", "chart.js", "table.js", "main.js")
+SCRIPTS = (
+    "dom.js", "keys.js", "planes.js", "compare.js", "inspector.js", "picture.js", "text.js", "measures.js", "scales.js",
+    "chart.js", "table.js", "heat.js", "picked.js", "cards.js", "main.js",
+)  # fmt: skip
+MINUS = "\u2212"
+COST_NAMES = {"kv": "KV bytes", "flops": "FLOPs", "prefill": "time to read", "decode": "time to write"}
 
 
 def render(report: Report) -> str:
@@ -27,6 +33,7 @@ def render(report: Report) -> str:
         " base-uri 'none'; form-action 'none'"
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"budget": budget, "quality": _quality, "difference": _difference}
     page = environment.from_string(_asset("report.html.j2")).render(
         report=report,
         texts=[case for case in report.cases if isinstance(case, TextCase)],
@@ -38,6 +45,9 @@ def render(report: Report) -> str:
                 *(view.method for case in report.cases for view in case.views),
             ]
         ),
+        costs=COST_NAMES,
+        slugs={card.slug for card in report.cards},
+        has_depths=any(row.get(DEPTHS) for row in report.rows),
         policy=policy,
         style=Markup(style),
         theme=Markup(theme),
@@ -67,6 +77,14 @@ def _asset(name: str) -> str:
 
 def _digest(source: str) -> str:
     return f"'sha256-{b64encode(sha256(source.encode()).digest()).decode()}'"
+
+
+def _quality(value: float) -> str:
+    return f"{value:.3f}".replace("-", MINUS)
+
+
+def _difference(value: float) -> str:
+    return f"{value:+.3f}".replace("-", MINUS) if round(value, 3) else _quality(abs(value))
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@ const DASH = "–";
 const SVG = document.querySelector("svg").namespaceURI;
 const data = JSON.parse(document.getElementById("data").textContent);
 const slugs = new Set(data.cards);
+const records = ({ columns, rows }) => rows.map((values) => Object.fromEntries(columns.map((name, at) => [name, values[at]])));
 
 function fill(node, props, children) {
   for (const [name, value] of Object.entries(props)) {
@@ -24,7 +25,9 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const isNumber = (value) => typeof value === "number";
 
-const count = (value) => (isNumber(value) ? value.toLocaleString("en", { maximumFractionDigits: 1 }) : DASH);
+// Made once: to make one takes longer than to format a whole row.
+const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+const count = (value) => (isNumber(value) ? grouped.format(value) : DASH);
 const short = (value, digits = 3) => String(Number(value.toPrecision(digits))).replace("-", "−");
 const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(value > 0 && value < 0.01 ? 2 : 1)} %` : DASH);
 const ratio = (part, whole) => (isNumber(part) && isNumber(whole) && whole !== 0 ? part / whole : null);
@@ -35,6 +38,11 @@ function number(value) {
   const tiny = size > 0 && size < 0.001;
   return (tiny || size >= 1e5 ? value.toPrecision(3) : value.toFixed(size < 100 ? 3 : 1)).replace("-", "−");
 }
+
+const signed = (value) => (isNumber(value) ? `${value < 0 ? "−" : value > 0 ? "+" : ""}${number(Math.abs(value))}` : DASH);
+
+/** Both ends of an interval, as `0.88 to 0.98`; null where it has none. */
+const range = (low, high, show = number) => (isNumber(low) && isNumber(high) ? `${show(low)} to ${show(high)}` : null);
 
 const scaled = (base, units) => (value) => {
   if (!isNumber(value)) return DASH;

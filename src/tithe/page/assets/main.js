@@ -1,6 +1,6 @@
-const rows = data.rows.map((values) => Object.fromEntries(data.columns.map((name, at) => [name, values[at]])));
+const KINDS = { text: "text", image: "picture" };
 const panels = { text, picture };
-const kinds = { text: "text", image: "picture" };
+const rows = records(data);
 const views = {};
 
 /** The views stand in the address, as in `#text.method=snapkv&text.budget=25 %`, so that a link opens them. */
@@ -13,7 +13,10 @@ function wishes() {
 function remember(id) {
   return (state) => {
     const address = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
-    for (const [name, value] of Object.entries(state)) address.set(`${id}.${name}`, value);
+    for (const [name, value] of Object.entries(state)) {
+      if (value === "") address.delete(`${id}.${name}`);
+      else address.set(`${id}.${name}`, value);
+    }
     try {
       history.replaceState(null, "", `#${address}`);
     } catch {
@@ -22,20 +25,29 @@ function remember(id) {
   };
 }
 
+/** Follows a link into this page: every view that it names is shown, the last of them brought into sight. */
 function showWishes() {
-  for (const [id, wish] of Object.entries(wishes())) if (Object.keys(wish).length) views[id](wish);
+  for (const [id, wish] of Object.entries(wishes())) {
+    if (!Object.keys(wish).length) continue;
+    views[id](wish);
+    document.getElementById(id).scrollIntoView();
+  }
 }
 
-for (const [kind, id] of Object.entries(kinds)) {
+for (const [kind, id] of Object.entries(KINDS)) {
   const cases = data.cases.filter((one) => one.kind === kind);
   if (!cases.length) continue;
   views[id] = inspector(document.getElementById(id), cases, panels[id], remember(id));
   views[id](wishes()[id] ?? {});
 }
+if (data.picked) picked(document.getElementById("picked"), records(data.picked.trials));
 if (rows.length) {
   chart(document.getElementById("quality"), rows, data.references);
-  table(document.getElementById("results"), rows);
+  views.results = table(document.getElementById("results"), rows);
 }
+if (rows.some((row) => row.by_depth?.length)) heat(document.getElementById("depth"), rows);
+if (data.cards.length) cards(document.getElementById("methods"), rows, data.cases);
+if (location.hash.includes(".")) showWishes();
 addEventListener("hashchange", showWishes);
 
 const toggle = document.getElementById("theme");

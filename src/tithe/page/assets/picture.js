@@ -68,8 +68,17 @@ function drawn(one, number, withCells) {
     const [x, y] = corner(cell);
     return `M${x + wide / 2 - radius} ${y + high / 2}a${radius} ${radius} 0 1 0 ${2 * radius} 0a${radius} ${radius} 0 1 0 ${-2 * radius} 0z`;
   };
-  const [joined, holds] = [svg("path", { class: "joined" }), svg("path", { class: "holds" })];
-  return { node: svg("svg", { ...box, "aria-hidden": "true" }, image, blank, cells, joined, holds), cells, joined, holds, dot };
+  const arm = 2 * radius;
+  const stroke = (upright) => (cell) => {
+    const [x, y] = [corner(cell)[0] + wide / 2, corner(cell)[1] + high / 2];
+    return `M${x - arm} ${y}h${2 * arm}${upright ? `M${x} ${y - arm}v${2 * arm}` : ""}`;
+  };
+  const [joined, holds] = ["joined", "holds"].map((name) => svg("path", { class: name }));
+  // Each sign twice, the wider one below in the colour of the page, so that it shows on any picture.
+  const [only, lacks] = ["only", "lacks"].map((name) => svg("path", { class: name, "stroke-width": 0.7 * radius }));
+  const under = ["only", "lacks"].map((name) => svg("path", { class: `${name} under`, "stroke-width": 1.5 * radius, "stroke-linecap": "square" }));
+  const node = svg("svg", { ...box, "aria-hidden": "true" }, image, blank, cells, joined, holds, under, only, lacks);
+  return { node, cells, joined, holds, dot, signs: [[[under[0], only], stroke(true)], [[under[1], lacks], stroke(false)]] };
 }
 
 /** Pictures as they belong together: crops in their mosaic beside the whole, frames and pictures in a row. */
@@ -106,10 +115,22 @@ function stages(frame, { view, layer, n, show }) {
   frame.parentElement.hidden = layers.length < 2;
   frame.replaceChildren(...layers.map(bar));
   if (focused) frame.querySelector('[aria-pressed="true"]')?.focus();
+  rove(frame, "button");
+}
+
+/** A plus on each patch that only this side keeps, a minus on each that only the other does. */
+function drawSigns(boards, inside, fateAt) {
+  boards.forEach(({ signs }, number) => {
+    for (const [[paths, stroke], wanted] of [[signs[0], FIRST], [signs[1], SECOND]]) {
+      const d = [...inside[number]].filter(([, unit]) => fateAt(unit) === wanted).map(([cell]) => stroke(cell)).join("");
+      paths.forEach((path) => path.setAttribute("d", d));
+    }
+  });
 }
 
 const picture = {
   unit: { one: "patch", many: "patches" },
+  caption: "Kept",
   size: (one) => placesOf(one).units.length,
   name(one, at) {
     const { picture: number, row, column } = placesOf(one).units[at];
@@ -117,7 +138,7 @@ const picture = {
     return `${name ? `${name}, ` : ""}row ${row + 1}, column ${column + 1}`;
   },
   step(key, one, at) {
-    const way = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[key];
+    const way = WAYS[key];
     return way && (at === null ? 0 : neighbour(one, at, ...way) - at);
   },
   build(one, part) {
@@ -134,6 +155,23 @@ const picture = {
     part("kept").replaceChildren(...arranged(one, kept.map(({ node }) => node), this.counts));
     return kept.flatMap(({ cells }) => cells);
   },
+  twin(one, part) {
+    this.others = one.pictures.map((_, at) => drawn(one, at, true));
+    const names = one.pictures.length > 1 ? one.pictures.map(({ name, place }) => (place ? null : el("small", {}, name))) : null;
+    part("beside").replaceChildren(...arranged(one, this.others.map(({ node }) => node), names));
+    this.inside = placesOf(one).inside;
+    return this.others.flatMap(({ cells }) => cells);
+  },
+  mark(nodes, twins, fates) {
+    const veil = (keeps) => (keeps ? 0 : VEIL).toFixed(3);
+    fates.forEach((fate, at) => {
+      nodes[at].setAttribute("fill-opacity", veil(fate & FIRST));
+      twins[at].setAttribute("fill-opacity", veil(fate & SECOND));
+    });
+    this.kept.forEach(({ joined, holds }) => [joined, holds].forEach((path) => path.removeAttribute("d")));
+    drawSigns(this.kept, this.inside, (at) => fates[at]);
+    drawSigns(this.others, this.inside, (at) => mirrored(fates[at]));
+  },
   paint(nodes, shown, context) {
     const { layer, part, one } = context;
     const { units, inside } = placesOf(one);
@@ -148,7 +186,9 @@ const picture = {
       const own = [...inside[number].values()];
       node?.replaceChildren(`${count(own.reduce((sum, unit) => sum + shown.kept[unit], 0))} of ${count(own.length)}`);
     });
+    drawSigns(this.kept, inside, () => null);
     stages(part("stages"), context);
+    part("importance").hidden = context.paired;
     if (shown.ranks === null) {
       const why = layer === ALL ? "Choose one layer to see its scores" : "No scores at this layer";
       return part("scores").replaceChildren(el("p", { class: "blank" }, why));

@@ -42,25 +42,42 @@ function layerMap(frame, shown, { n, view, layer, part, pick, show }) {
   frame.replaceChildren(svg("svg", { viewBox: `0 0 ${n} ${layers.length}`, preserveAspectRatio: "none", width: "100%", height, onclick: jump }, layers.map(row)));
 }
 
+const tokenNodes = (one) =>
+  one.tokens.map((token, at) => {
+    const kind = token === "" ? "empty" : /^\r?\n/.test(token) ? "break" : null;
+    return el("span", { "data-unit": at, "data-kind": kind }, token);
+  });
+
 const text = {
   unit: { one: "token", many: "tokens" },
+  caption: "The prompt",
   size: (one) => one.tokens.length,
   name: (one, at) => `token ${count(at + 1)} of ${count(one.tokens.length)}, ${JSON.stringify(one.tokens[at])}`,
   step: (key) => ({ ArrowLeft: -1, ArrowRight: 1 })[key],
   build(one, part) {
-    const nodes = one.tokens.map((token, at) => {
-      const kind = token === "" ? "empty" : /^\r?\n/.test(token) ? "break" : null;
-      return el("span", { "data-unit": at, "data-kind": kind }, token);
-    });
+    const nodes = tokenNodes(one);
     part("view").replaceChildren(...nodes);
     return nodes;
+  },
+  twin(one, part) {
+    const nodes = tokenNodes(one);
+    part("beside").replaceChildren(...nodes);
+    return nodes;
+  },
+  mark(nodes, twins, fates) {
+    fates.forEach((fate, at) => {
+      nodes[at].dataset.fate = FATE_NAMES[fate];
+      twins[at].dataset.fate = FATE_NAMES[mirrored(fate)];
+    });
   },
   paint(nodes, shown, context) {
     nodes.forEach((node, at) => {
       const share = shown.kept[at];
-      node.style.setProperty("--shade", shadeOf(shown, at).toFixed(3));
-      node.classList.toggle("dropped", share === 0);
-      node.classList.toggle("partly", isPartly(shown, at));
+      // Beside another method only the difference is marked; scores would hide it.
+      node.style.setProperty("--shade", (context.paired ? 0 : shadeOf(shown, at)).toFixed(3));
+      node.classList.toggle("dropped", !context.paired && share === 0);
+      node.classList.toggle("partly", !context.paired && isPartly(shown, at));
+      delete node.dataset.fate;
     });
     layerMap(context.part("map"), shown, context);
   },
