@@ -54,7 +54,8 @@ def test_attached_it_is_what_it_says(path: Path) -> None:
 
 def test_a_spec_of_the_benchmark(path: Path) -> None:
     spec = specs.parse(str(path))
-    assert spec.label == str(path) and spec.budgets([0.5]) == (None,)
+    assert spec.label == "snapkv:keep=0.25:window=8+kivi" and spec.budgets([0.5]) == (None,)
+    assert specs.parse(spec.label) == spec
     assert [method.params["keep"] for method in spec.methods(None, {}) if "keep" in method.params] == [0.25]
 
 

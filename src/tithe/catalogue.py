@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import ModuleType
 from typing import Any, ParamSpec
 
 from tithe import recipe
-from tithe.errors import BadInput, nearest, unknown
+from tithe.errors import BadInput, TitheError, nearest, unknown
 from tithe.modes import MODES, applied
 from tithe.types import Card, Fidelity, HostKind, Method, Saving, Step
 
@@ -45,9 +46,25 @@ class Factory:
                     f"Possible: {', '.join((*known, *MODES))}."
                 )
         full = {name: params.get(name, parameter.default) for name, parameter in known.items()}
-        steps = self.build(**full)
-        method = Method(self.card, full, steps if isinstance(steps, tuple) else (steps,))
-        return applied(method, {name: value for name, value in params.items() if name not in known})
+        with fitting(slug, params):
+            steps = self.build(**full)
+            method = Method(self.card, full, steps if isinstance(steps, tuple) else (steps,))
+            return applied(method, {name: value for name, value in params.items() if name not in known})
+
+
+@contextmanager
+def fitting(slug: str, params: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what values of the wrong kind raise inside a method into a refusal that shows them."""
+    try:
+        yield
+    except TitheError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        if not params:
+            raise
+        given = ", ".join(f"{name}={repr(value)[:60]}" for name, value in params.items())
+        told = " ".join(str(error).split())
+        raise BadInput(f"{slug}: one of {given} is of the wrong kind or out of range: {told}.") from error
 
 
 def card(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from tithe.catalogue import fitting
 from tithe.errors import BadInput, Refused
 from tithe.hosts import Host
 from tithe.types import Method, Need, Phase, Point, Reducer, Site, Step, Tower, layer_at
@@ -47,14 +48,14 @@ class Plan:
     @classmethod
     def bind(cls, methods: tuple[Method, ...], host: Host) -> Plan:
         """Bind ``methods`` to ``host``; refuse what it lacks, with the reason."""
-        bound = []
+        bound: list[Bound] = []
         for method in methods:
             if host.kind not in method.card.hosts:
                 raise Refused(
                     f"{method.card.slug} serves {', '.join(method.card.hosts)} models; {host.name} is a {host.kind}."
                 )
-            for place, step in enumerate(method.steps):
-                bound.append(_bind(method, place, step, host))
+            with fitting(method.card.slug, method.params):
+                bound += [_bind(method, place, step, host) for place, step in enumerate(method.steps)]
         return cls(tuple(bound), host)
 
     def _at(self, point: Point, phase: Phase | None = None, layer: int | None = None) -> tuple[Bound, ...]:
@@ -67,7 +68,8 @@ class Plan:
                 found.append(bound)
             elif layer in bound.layers:
                 total = reach(self._host) if site.point == "block" else self._total(site.tower)
-                found.append(replace(bound, step=bound.step.at(layer, total)))
+                with fitting(bound.method.card.slug, bound.method.params):
+                    found.append(replace(bound, step=bound.step.at(layer, total)))
         return tuple(found)
 
     def fires(self, point: Point, phase: Phase, layer: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,8 +62,7 @@ class Spec:
 def parse(label: str) -> Spec:
     """Return the spec that ``label`` spells, or raise with the nearest spelling."""
     if recipe.is_path(label):
-        entries = recipe.read(label).entries
-        return Spec(label, tuple(Part(catalogue.get(slug), dict(own)) for slug, own in entries))
+        return parse("+".join(spelled(slug, own) for slug, own in recipe.read(label).entries))
     parts = []
     for text in label.split("+"):
         slug, colon, rest = text.partition(":")
@@ -72,6 +71,11 @@ def parse(label: str) -> Spec:
         part.factory(**part.own)
         parts.append(part)
     return Spec(label.replace(" ", ""), tuple(parts))
+
+
+def spelled(slug: str, own: Mapping[str, Any]) -> str:
+    """Return a method with its parameters as text that `parse` reads back."""
+    return ":".join([slug, *(f"{name}={value!r}".replace(" ", "") for name, value in own.items())])
 
 
 def parse_params(given: Iterable[str]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def beside(one: Candidate) -> Iterator[Candidate]:
 def _changed(one: Candidate, spec: Spec, name: str, value: Any) -> Iterator[Candidate]:
     (part,) = spec.parts
     own = {**part.own, name: value}
-    label = ":".join([part.factory.card.slug, *(f"{key}={said!r}".replace(" ", "") for key, said in own.items())])
+    label = specs.spelled(part.factory.card.slug, own)
     try:
         specs.parse(label).methods(one.keep, {})
     except TitheError:

@@ -84,7 +84,11 @@ def partners(features: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
         return likeness, slot
     unit = normalize(features.float(), dim=-1)
     alike = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
-    best, place = alike.masked_fill(~(free[:, ::2, None] & free[:, None, 1::2]), -torch.inf).max(-1)
+    taken = ~free[:, 1::2]
+    if bool(taken.any()):
+        alike = alike.masked_fill(taken[:, None], -torch.inf)
+    best, place = alike.max(-1)
+    best = best.masked_fill(~free[:, ::2], -torch.inf)
     likeness[:, ::2] = best
     slot[:, ::2] = torch.where(best > -torch.inf, 2 * place + 1, -1)
     return likeness, slot

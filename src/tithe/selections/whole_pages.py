@@ -43,6 +43,8 @@ class WholePages:
         must = torch.zeros_like(held).scatter_reduce(1, page, safe, "amax")
         finite = torch.where(held[:, None], best, 0.0).mean(1)
         rank = torch.where(must, torch.inf, torch.where(held, finite, -torch.inf))
-        chosen = (highest(rank, wanted.maximum(must.sum(-1))[:, None]) & held) | must
+        # A window that slid on ends within a page at both sides, so that what fits may touch one page more.
+        fits = (live.sum(-1) <= count)[:, None]
+        chosen = ((highest(rank, wanted.maximum(must.sum(-1))[:, None]) | fits) & held) | must
         keep = (chosen.gather(1, page) & live)[:, None]
         return Selection(keep & (tokens.cols < DEAD), tokens.cols)

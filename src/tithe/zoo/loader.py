@@ -34,7 +34,7 @@ from tithe.modules import vim
 from tithe.types import HostKind
 from tithe.zoo.stills import StillsProcessor
 
-NAMES = ("llm", "scenes", "ssm", "vim", "vit", "vlm")
+NAMES = ("llm", "reader", "scenes", "ssm", "vim", "vit", "vlm")
 PREFIX = "zoo:"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
