@@ -41,10 +41,19 @@ def test_marking(given: str, expected: str, right: bool) -> None:
 
 def test_tasks_by_name_and_kind() -> None:
     pictures = ("ocr", "counting", "grounding", "many-images", "video")
-    assert set(registry.TASKS) == {"needle", "multikey", "lm", "vqa", "digits", *pictures}
-    assert registry.serving("llm") == ("needle", "multikey", "lm")
-    assert registry.serving("vlm") == registry.serving("vlm", "somebody/else") == ("vqa", *pictures)
-    assert registry.serving("vlm", "zoo:scenes") == pictures and registry.serving("vlm", "zoo:vlm") == ("vqa",)
+    text = ("needle", "multikey", "lm", "writing")
+    learned = (
+        "niah-single", "niah-multikey", "niah-multiquery", "variable-tracking", "single-needle", "multiple-needles",
+        "conditional-needles", "threading", "multi-threading",
+    )  # fmt: skip
+    others = ("niah-multivalue", "common-words", "frequent-words", "qa", "branched-threading")
+    seen = ("inventory", "presence")
+    assert set(registry.TASKS) == {*text, *learned, *others, "vqa", "digits", *pictures, *seen}
+    assert registry.serving("llm", "zoo:llm") == text and set(registry.serving("llm")) == {*text, *learned, *others}
+    assert registry.serving("llm", "zoo:reader") == (*text, *learned)
+    assert registry.serving("vlm") == registry.serving("vlm", "somebody/else") == ("vqa", *pictures, *seen)
+    assert registry.serving("vlm", "zoo:scenes") == pictures
+    assert registry.serving("vlm", "zoo:vlm") == ("vqa", "inventory")
     with pytest.raises(BadInput, match="Did you mean 'needle'"):
         registry.get("nedle")
     with pytest.raises(BadInput, match="'digits' needs a vit; zoo:llm is a llm"):

@@ -31,10 +31,9 @@ class Side:
             BadInput: no such journal, run or method in it.
         """
         parts = SPELLED.fullmatch(spelled)
-        assert parts is not None
+        if parts is None or not _is_file(parts["path"]):
+            raise BadInput(f"journal='{spelled if parts is None else parts[1]}' does not exist.")
         path, run = parts["path"], parts["run"]
-        if not Path(path).expanduser().is_file():
-            raise BadInput(f"journal='{path}' does not exist.")
         with Journal(path) as journal:
             runs = [number for number, _, _ in journal.runs()]
             if run is not None and int(run) not in runs:
@@ -168,6 +167,13 @@ def _change(work: Work, other: Work, pairs: list[tuple[Case, Case]]) -> Change:
 def _place(work: Work, across: bool) -> tuple[Any, ...]:
     place = (work.task, work.digest, work.question, work.length, work.seed)
     return place if across else (*place, work.method, work.keep, work.params)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, RuntimeError):  # a name too long, a home of nobody
+        return False
 
 
 def _first(cases: dict[int, Case], limit: int | None) -> dict[int, Case]:

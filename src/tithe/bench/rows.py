@@ -23,8 +23,8 @@ CARD = Card(
     (),
     "paper-only",
     "none",
-    "Tokens are dropped to be fast, but it touches more: the columns beside speed (agreement, divergence, hallucination, "
-    "coherence, robustness, quality by depth and length).",
+    "Dropping tokens touches more than speed: columns for agreement, divergence, hallucination, coherence, robustness, "
+    "and quality by depth and length.",
 )
 DEPTHS = 5
 WHOLE = ("kv_bytes", "kv_allocated", "kv_bytes_full", "flops", "flops_full")

@@ -121,9 +121,10 @@ def compared(mine: Marked, plain: Marked, seconds: float) -> Case:
     agrees, nats = None, None
     if mine.answers:
         agrees = agreement([one.given for one in mine.answers], [one.given for one in plain.answers])
-    if mine.logs:
-        pairs = zip(plain.logs, mine.logs, mine.ids, plain.ids, strict=True)
-        nats = fmean(divergence(*pair) for pair in pairs)
+    pairs = zip(plain.logs, mine.logs, mine.ids, plain.ids, strict=True)
+    heard = [pair for pair in pairs if all(len(part) for part in pair)]
+    if heard:
+        nats = fmean(divergence(*pair) for pair in heard)
     return Case(mine.case, mine.quality, mine.answers, mine.figures, dict(mine.extras), agrees, nats, seconds)
 
 

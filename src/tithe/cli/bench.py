@@ -123,7 +123,8 @@ def bench(
             command=typed(),
         )
     seeds = f"seed {seed}" if repeat == 1 else f"seeds {seed} to {seed + repeat - 1}"
-    show(console(json), result, f"{model}, {n} cases, {seeds}")
+    cases = max((row.n for row in result.rows), default=0) // repeat
+    show(console(json), result, f"{model}, {cases} cases, {seeds}")
     if target is not None:
         from tithe.bench import specs
         from tithe.cli.report import report

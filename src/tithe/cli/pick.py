@@ -125,7 +125,7 @@ def show(found: Picked, json: bool) -> None:
     screen.print(fronts(found))
     row = found.told
     told = f"{row.n} fresh cases" if found.fresh is not None else f"the {row.n} cases that chose it"
-    between = "" if row.low is None or row.high is None else f" (95%: {-row.high:.3f} to {-row.low:.3f})"
+    between = "" if row.low is None or row.high is None else f" (95%: {0 - row.high:.3f} to {0 - row.low:.3f})"
     sure = "" if found.sure else f"; the interval reaches beyond {found.constraints.max_drop:g}"
     if not found.sure and row.needed is not None:
         sure += f", about {row.needed:,} cases would tell"
@@ -141,7 +141,7 @@ def show(found: Picked, json: bool) -> None:
         )
     lines.append(f"{len(found.trials)} trials" + (f", stopped early: {found.stopped}" if found.stopped else ""))
     for line in lines:
-        screen.print(line, markup=False, highlight=False)
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def plain(found: Picked) -> dict[str, Any]:

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from tithe.budget import Keep
     from tithe.pick import Picked
 
+BESIDE = 6
 UNITS = ("", "k", "M", "G", "T", "P")
 
 
 def results(rows: Sequence[Row], title: str) -> Table:
-    """Return one table for rows of one model: qualities side by side by task and place of the question."""
+    """Return one table for rows of one model: qualities side by side by task, or a line for each of many tasks."""
     asked = list(dict.fromkeys((row.task, row.question, row.length) for row in rows))
+    if len(asked) > BESIDE:
+        return _listed(rows, title)
     longer = {task for task, _, length in asked if len({other[2] for other in asked if other[0] == task}) > 1}
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("method", "keep", "tokens", "KV bytes", "FLOPs", "prefill", "decode"):
@@ -48,6 +51,28 @@ def results(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def _listed(rows: Sequence[Row], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("task", "length", "method", "keep", "quality", "tokens", "KV bytes", "FLOPs", "prefill", "decode"):
+        table.add_column(name, justify="left" if name in ("task", "method") else "right", no_wrap=True)
+    table.add_column("saving")
+    for row in rows:
+        table.add_row(
+            row.task,
+            "-" if row.length is None else str(row.length),
+            row.method,
+            budget(row.keep),
+            f"{row.quality:.2f}",
+            share(row.kept_tokens, row.total_tokens),
+            amount(row.kv_bytes, "B"),
+            amount(row.flops),
+            ratio(row.prefill_ratio),
+            ratio(row.decode_ratio),
+            row.saving,
+        )
+    return table
+
+
 def split(rows: Sequence[Row]) -> Table | None:
     """Return where the time went, in milliseconds, or None where no row has pictures."""
     if all(row.encode_s is None for row in rows):
@@ -63,10 +88,10 @@ def split(rows: Sequence[Row]) -> Table | None:
 
 def differences(rows: Sequence[Row]) -> Table | None:
     """Return what beside speed changes against the untouched model, or None where there is nothing else."""
-    mine = [row for row in rows if row.keep is not None or row.method != "untouched"]
-    if not mine:
-        return None
     extras = list(dict.fromkeys(name for row in rows for name in row.extras))
+    mine = [row for row in rows if extras or row.method != "untouched"]
+    if all(row.method == "untouched" for row in rows):
+        return None
     longer = len({row.length for row in rows if row.length is not None}) > 1
     table = Table(title="against the untouched model", title_justify="left", box=None, pad_edge=False)
     for name in ("task", *["length"] * longer, "method", "keep"):
@@ -136,7 +161,7 @@ def fronts(found: Picked) -> Table:
             budget(one.candidate.keep),
             f"{cost(row, found.cost):.3f}",
             f"{drop(row):+.3f}",
-            "-" if row.low is None or row.high is None else f"{-row.high:+.3f} to {-row.low:+.3f}",
+            "-" if row.low is None or row.high is None else f"{0 - row.high:+.3f} to {0 - row.low:+.3f}",
             str(row.n),
         )
     return table

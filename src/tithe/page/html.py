@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from secrets import token_hex
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from tithe.files import write_text
 from tithe.page.data import ImageCase, Report, TextCase
 from tithe.page.rows import DEPTHS, budget
 
@@ -60,15 +60,7 @@ def render(report: Report) -> str:
 
 def write(report: Report, path: str | os.PathLike[str]) -> Path:
     """Writes the page and returns where it stands. A reader sees the old file or the new one, never a part."""
-    target = Path(path)
-    page = render(report).encode("utf-8")
-    part = target.with_name(f".{target.name}.{token_hex(4)}")
-    try:
-        part.write_bytes(page)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+    return write_text(path, render(report))
 
 
 def _asset(name: str) -> str:

@@ -12,8 +12,9 @@ def pyramid(count: Tensor, seen: Tensor, window: int, layer: int, layers: int, b
     """Return ``[B]``: the tokens that ``layer`` keeps of a ``count [B]`` a layer, more below than above.
 
     Beside the ``window``, the share of layers falls evenly from the lowest to a ``beta``-th of the even share. It is
-    even where a row has ``seen [B]`` fewer than twice that share. Steps are whole tokens, rounded down, so all layers
-    together keep somewhat more than ``layers * count``. (PyramidKV, arXiv:2406.02069, as in its authors' code.)
+    even where a row has ``seen [B]`` fewer than twice that share, or no more than the ``window`` to keep. Steps are
+    whole tokens, rounded down, so all layers together keep somewhat more than ``layers * count``. (PyramidKV,
+    arXiv:2406.02069, as in its authors' code.)
     """
     even = count - window
     least = even // beta
@@ -21,7 +22,7 @@ def pyramid(count: Tensor, seen: Tensor, window: int, layer: int, layers: int, b
     least = 2 * even - most
     step = (most - least) // max(1, layers - 1)
     tapered = most - layer * step + window
-    return torch.where(seen < 2 * even, count, tapered)
+    return torch.where((seen < 2 * even) | (even <= 0), count, tapered)
 
 
 def by_importance(importance: Sequence[float], total: int, low: int, high: int) -> list[int]:

@@ -20,6 +20,7 @@ from tithe.types import HostKind
 from tithe.zoo import Loaded
 
 STRIDE = 1_000_003
+NO_HOME = "none"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Task(ABC):
         name: what users call it. kind: the kind of model it is for.
         positions: whether the question may stand inside the prompt or come after it.
         sized: whether its contexts have a length.
-        home: the embedded model that was trained on it, None where that is any of its kind.
+        home: the embedded model that can do it, None where that is any of its kind, `NO_HOME` where none can.
         batch: cases that are evaluated together.
         size: how many cases there are, None where they are drawn.
         digest: what tells its cases apart from others of the same name, such as the hash of a file.

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tithe.bench.robust import against
-from tithe.bench.tasks.base import Task
+from tithe.bench.tasks.base import NO_HOME, Task
 from tithe.bench.tasks.cases import (
     HAYSTACKS,
     PLAIN_KEYS,
@@ -287,5 +287,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 SINGLE = Needles("niah-single")
 MULTI_KEY = Needles("niah-multikey", keys=4)
-MULTI_VALUE = Needles("niah-multivalue", values=4)
+MULTI_VALUE = Needles("niah-multivalue", values=4, home=NO_HOME)
 MULTI_QUERY = Needles("niah-multiquery", keys=4, queries=4)

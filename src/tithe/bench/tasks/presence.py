@@ -27,7 +27,7 @@ from tithe.bench.hallucination import Poll, chair, named, polled, says_yes
 from tithe.bench.marking import contains
 from tithe.bench.prompt import Ask, Prompt, compose, tokenizer_of
 from tithe.bench.tasks import canvas
-from tithe.bench.tasks.base import Answer, Questions, Setting
+from tithe.bench.tasks.base import NO_HOME, Answer, Questions, Setting
 from tithe.errors import BadInput
 from tithe.types import HostKind
 from tithe.zoo import Loaded
@@ -64,7 +64,7 @@ class Presence(Questions):
 
     name: str = "presence"
     kind: HostKind = "vlm"
-    home: str | None = "none"
+    home: str | None = NO_HOME
     negatives: Negatives = "random"
 
     def variant(self, name: str) -> Presence | None:

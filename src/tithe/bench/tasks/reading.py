@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tithe.bench.prompt import read_text
+from tithe.bench.tasks.base import NO_HOME
 from tithe.bench.tasks.cases import AnyOf, Case, Span, Wording, encoded, generator
 from tithe.bench.tasks.lm import heldout_ids, heldout_text, line_breaks
 from tithe.bench.tasks.prose import Query, written
@@ -259,4 +260,4 @@ class Reading(AnyOf):
         return written_reading(tokenizer, length=length, seed=seed, source=self.source)
 
 
-READING = Reading("qa")
+READING = Reading("qa", home=NO_HOME)

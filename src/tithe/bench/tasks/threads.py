@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_args
 
 from tithe.bench.ask import Attach
 from tithe.bench.prompt import Ask, Prompt, check_window, from_ids, tokenizer_of
-from tithe.bench.tasks.base import Marked, Questions, Setting
+from tithe.bench.tasks.base import NO_HOME, Marked, Questions, Setting
 from tithe.bench.tasks.haystack import Direction, Form, Placement, Symbols, ThreadCase, thread_case
 from tithe.errors import BadInput
 from tithe.types import Card, HostKind
@@ -157,5 +157,5 @@ MULTIPLE = Threads("multiple-needles", "get", uuid=Size(10), words=Size(4))
 CONDITIONAL = Threads("conditional-needles", "all", uuid=Size(10), words=Size(4))
 THREADING = Threads("threading", "path", uuid=Size(1, 5), words=Size(1, 3))
 MULTI_THREADING = Threads("multi-threading", "path", uuid=Size(5, 5), words=Size(2, 2))
-BRANCHED = Threads("branched-threading", "long", uuid=Size(1, 5, 2), words=Size(1, 3, 2, 1))
+BRANCHED = Threads("branched-threading", "long", uuid=Size(1, 5, 2), words=Size(1, 3, 2, 1), home=NO_HOME)
 ALL: tuple[Threads, ...] = (SINGLE, MULTIPLE, CONDITIONAL, THREADING, MULTI_THREADING, BRANCHED)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from tithe.bench.tasks.base import NO_HOME
 from tithe.bench.tasks.cases import PLAIN_WORDS, Case, Standard, Wording, encoded, expressible, generator
 from tithe.bench.tasks.lexicon import ADJECTIVES, NOUNS, VERBS
 from tithe.bench.tasks.lm import heldout_text
@@ -335,5 +336,5 @@ class FrequentWords(Standard):
         return make(tokenizer, length=length, seed=seed, alpha=self.alpha, asked=self.asked)
 
 
-COMMON_WORDS = CommonWords("common-words")
-FREQUENT_WORDS = FrequentWords("frequent-words")
+COMMON_WORDS = CommonWords("common-words", home=NO_HOME)
+FREQUENT_WORDS = FrequentWords("frequent-words", home=NO_HOME)
