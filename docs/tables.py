@@ -21,7 +21,10 @@ PICTURES = (
 )  # fmt: skip
 """Those for pictures."""
 BASELINES = ("random", "recency", "uniform", "untouched")
-LEFT_OUT = ("lm", "ocr", "counting", "grounding", "many-images", "video")
+LEFT_OUT = (
+    "lm", "ocr", "counting", "grounding", "many-images", "video", "niah-single", "niah-multikey", "niah-multiquery",
+    "variable-tracking", "multiple-needles", "threading",
+)  # fmt: skip
 """The tasks that stand with all rows alone."""
 
 
@@ -41,7 +44,7 @@ def everything(figures: Figures) -> str:
     """Return every row, and what was refused."""
     if not figures["runs"]:
         return NONE_YET
-    names = ("method", "keep", "quality", "tokens", "KV bytes", "allocated", "FLOPs", "prefill", "decode", "saving")
+    names = ("method", "keep", "quality", "difference, 95%", "tokens", "KV bytes", "allocated", "FLOPs", "prefill", "decode", "saving")
     parts: list[str] = []
     for run in figures["runs"]:
         for rows in groups(run["rows"]):
@@ -160,6 +163,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"`{row['method']}`",
         "" if row["keep"] is None else f"{row['keep']:g}",
         number(row["quality"]),
+        difference(row),
         "" if row["kept_tokens"] is None else f"{row['kept_tokens']:.0f} of {row['total_tokens']:.0f}",
         amount(row["kv_bytes"]),
         amount(row["kv_allocated"]),
@@ -168,6 +172,14 @@ def cells(row: Row) -> tuple[str, ...]:
         ratio(row["decode_ratio"]),
         row["saving"],
     )
+
+
+def difference(row: Row) -> str:
+    """Return the interval of the paired difference to the untouched model; empty where the run told none."""
+    low, high = row.get("low"), row.get("high")
+    if low is None or high is None or row["method"] == "untouched":
+        return ""
+    return f"{low:+.2f} to {high:+.2f}" + (" ?" if row["verdict"] == "too few" else "")
 
 
 def head(names: Iterable[str]) -> list[str]:
