@@ -9,6 +9,14 @@ from pathlib import Path
 from secrets import token_hex
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is there; a name that no file can have, or a home of nobody, is none."""
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a passing name beside ``path`` to write to; it becomes ``path`` when the block ends without an error."""

@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
 
 from tithe.errors import BadInput
+from tithe.files import is_folder
 from tithe.hosts.crops import CLS_TOWERS
 
 PLACE = "<video>"
@@ -151,9 +152,9 @@ def compose(model: PreTrainedModel, tokenizer: Any, clip: Clip, text: str, room:
 
 
 def _files(source: str | Path) -> list[Path]:
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if not is_folder(source):
         raise BadInput(f"video='{source}' is not a folder; give one that holds a picture for each frame.")
+    folder = Path(source).expanduser()
     known = Image.registered_extensions()
     files = [file for file in folder.iterdir() if file.suffix.lower() in known and not file.name.startswith(".")]
     if not files:

@@ -100,6 +100,12 @@ def test_nothing_satisfies_it_names_the_nearest(llm: Loaded) -> None:
         go(llm, Planted({"snapkv 0.25": 1.0}), Constraints(0.02, max_kv=100))
 
 
+def test_luck_that_nothing_survives_names_the_best_of_the_fresh_cases(llm: Loaded) -> None:
+    pool = Planted({"snapkv 0.25": 1.0, "snapkv 0.5": 1.0}, fresh={"snapkv 0.25": 0.5, "snapkv 0.5": 0.9})
+    with pytest.raises(Refused, match=r"the nearest is snapkv keep=0.5: drop 0.1000 over 100 fresh cases"):
+        go(llm, pool, Constraints(0.02), methods=["snapkv"])
+
+
 def test_times_are_measured_where_they_are_limited(llm: Loaded) -> None:
     pool = Planted({"snapkv 0.5": 1.0, "recency 0.25": 1.0})
     assert go(llm, pool, Constraints(0.02)).winner.candidate.label == "recency"

@@ -87,7 +87,7 @@ def parse_params(given: Iterable[str]) -> dict[str, Any]:
             raise BadInput(f"param={text!r} is not of the form name=value.")
         try:
             params[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             params[name.strip()] = value
     return params
 

@@ -110,10 +110,14 @@ class Given:
 
 def writable(out: Path) -> Path:
     """Return ``out`` if a file can be written there, or raise in one line why not."""
-    folder = out.expanduser().parent
-    if not folder.is_dir():
+    try:
+        folder = out.expanduser().parent
+        there, taken = folder.is_dir(), out.expanduser().is_dir()
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"out='{out}' cannot be written: {error}.") from error
+    if not there:
         raise BadInput(f"out='{out}': the folder '{folder}' does not exist.")
-    if out.is_dir():
+    if taken:
         raise BadInput(f"out='{out}' is a folder; give the name of a file.")
     return out.expanduser()
 

@@ -220,7 +220,7 @@ class _Search:
         fit = [one for one in ranked if missed[one.candidate] == 0]
         winner, fresh = self._confirmed(fit)
         if winner is None:
-            raise Refused(self._nearest(fit[0] if fit else ranked[0], fresh, len(best)))
+            raise Refused(self._nearest(ranked))
         left = [one for one in fit if one is not winner and not self._failed(one)]
         others = [one for one in left if _slugs(one) != _slugs(winner)]
         points = [(drop(one.row), cost(one.row, self.cost)) for one in best]
@@ -245,7 +245,6 @@ class _Search:
         """
         if self.stopped or self.task.size is not None:
             return (fit[0] if fit else None), None
-        row = None
         for one in fit[:CONFIRMED]:
             row = self._fresh(one)
             if row is None or self.stopped:
@@ -253,7 +252,7 @@ class _Search:
             self.confirmed[one.candidate] = row
             if drop(row) <= self.constraints.max_drop:
                 return one, row
-        return None, row
+        return None, None
 
     def _fresh(self, one: Trial) -> Row | None:
         setting = replace(self.setting, seed=self.setting.seed + 1)
@@ -273,15 +272,22 @@ class _Search:
         row = self.confirmed.get(one.candidate)
         return row is not None and drop(row) > self.constraints.max_drop
 
-    def _nearest(self, one: Trial, fresh: Row | None, tried: int) -> str:
+    def _nearest(self, ranked: Sequence[Trial]) -> str:
+        """Say what came nearest: of those that failed on fresh cases alone the best there, else the first."""
+        tested = [one for one in ranked if one.candidate in self.confirmed]
+        one = min(tested, key=lambda one: drop(self.confirmed[one.candidate]), default=ranked[0])
+        fresh = self.confirmed.get(one.candidate)
         row = fresh or one.row
         held = "" if row.kv_allocated is None else f", {row.kv_allocated:,} bytes"
         held += "" if one.row.prefill_ratio is None else f", {one.row.prefill_ratio:.2f} of the reading time"
         held += "" if one.row.decode_ratio is None else f", {one.row.decode_ratio:.2f} of the time of a token"
         cases = f"{row.n} fresh cases" if fresh is not None else f"{row.n} cases"
+        early = (
+            f" The search was stopped ({self.stopped}); what it limits may not have been timed." if self.stopped else ""
+        )
         return (
-            f"{self.constraints}: none of {tried} candidates satisfies it on {self.task.name}; the nearest is "
-            f"{one.candidate}: drop {drop(row):.4f} over {cases}{held}."
+            f"{self.constraints}: none of {len(ranked)} candidates satisfies it on {self.task.name}; the nearest is "
+            f"{one.candidate}: drop {drop(row):.4f} over {cases}{held}.{early}"
         )
 
     def _rung(self, alive: Sequence[Candidate], rung: int, n: int, timed: bool) -> list[Trial]:

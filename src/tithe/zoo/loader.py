@@ -5,6 +5,7 @@ Weights come from safetensors only: unpickling a checkpoint would run whatever c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -29,6 +30,7 @@ from transformers.utils import logging as verbosity
 from transformers.utils.hub import has_file
 
 from tithe.errors import BadInput, unknown
+from tithe.files import is_folder
 from tithe.hosts.statespace import FAMILIES as STATE_SPACE
 from tithe.modules import vim
 from tithe.types import HostKind
@@ -120,10 +122,9 @@ def _place(source: str) -> tuple[str, bool]:
         if name not in NAMES:
             raise unknown("zoo model", name, NAMES)
         return str(files("tithe.zoo") / name), True
-    folder = Path(source).expanduser()
-    if source and folder.is_dir():
-        return str(folder), True
-    if folder.exists() or source.count("/") > 1 or source[:1] in ("/", ".", "~", ""):
+    if source and is_folder(source):
+        return str(Path(source).expanduser()), True
+    if os.path.lexists(source) or source.count("/") > 1 or source[:1] in ("/", ".", "~", ""):
         raise BadInput(f"model={source!r} is not a folder; give zoo:llm, a folder with a checkpoint, or a hub id.")
     return source, False
 
