@@ -37,7 +37,7 @@ peers: $(BIN)/tithe
 	$(BIN)/python -m benchmarks.peers --write
 
 soak: $(BIN)/tithe
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python benchmarks/soak.py --minutes 60
 
 gpu: $(VENV)/.test
 	$(BIN)/python -m benchmarks.gpu

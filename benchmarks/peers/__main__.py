@@ -20,6 +20,7 @@ from benchmarks.peers.report import line, page
 from benchmarks.peers.settings import FIGURES as CACHES
 from benchmarks.peers.settings import FULL, QUICK, Scale
 from benchmarks.peers.turns import ROOT, Failed
+from tithe.files import write_text
 
 NAMES = ("kvpress", "tomesd", "inseq", "captum", "quantised")
 FIGURES, PAGE = ROOT / "docs" / "peers.json", ROOT / "docs" / "peers.md"
@@ -82,8 +83,8 @@ def store(name: str, found: dict[str, Any]) -> None:
     fresh = {(row["figure"], row["case"]): row for row in found["rows"]}
     before = {(row["figure"], row["case"]): row for row in held.get(name, {"rows": []})["rows"]}
     held[name] = {**found, "rows": list((before | fresh).values())}
-    FIGURES.write_text(json.dumps({key: held[key] for key in NAMES if key in held}, indent=1) + "\n")
-    PAGE.write_text(page(json.loads(FIGURES.read_text())))
+    write_text(FIGURES, json.dumps({key: held[key] for key in NAMES if key in held}, indent=1) + "\n")
+    write_text(PAGE, page(json.loads(FIGURES.read_text())))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def test_list_is_the_catalogue(call: Any) -> None:
     payload = json.loads(result.stdout)
     assert result.exit_code == 0 and list(payload) == ["methods"] and not result.stderr
     assert all(list(row) == KEYS for row in payload["methods"])
-    assert [row["slug"] for row in payload["methods"]] == [*tithe.factories(), *catalogue.modules()]
+    listed = [*tithe.factories(), *catalogue.modules(), *catalogue.measures()]
+    assert [row["slug"] for row in payload["methods"]] == listed
     snapkv = next(row for row in payload["methods"] if row["slug"] == "snapkv")
     assert snapkv["arxiv"] == "2404.14469" and snapkv["params"]["window"] == 32 and snapkv["hosts"] == ["llm", "vlm"]
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import tithe
 from tithe import catalogue
+from tithe.bench import TASKS
 from tithe.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,9 @@ def test_an_outdated_page_is_noticed(build: ModuleType) -> None:
 
 def test_every_method_has_an_entry() -> None:
     page = (ROOT / "docs" / "catalogue.md").read_text()
-    assert sorted(re.findall(r"^### (.+)$", page, re.M)) == sorted([*tithe.factories(), *catalogue.modules()])
+    assert sorted(re.findall(r"^### (.+)$", page, re.M)) == sorted(
+        [*tithe.factories(), *catalogue.modules(), *catalogue.measures()]
+    )
     for factory in tithe.factories().values():
         assert factory.card.title in page and factory.card.mechanism in page
         assert all(f"`{name}=" in page for name in factory.parameters)
@@ -64,6 +67,11 @@ def test_captured_is_what_it_prints(build: ModuleType, desk: Path, command: str,
     printed = done.stdout + (done.stderr if done.exit_code else "")
     again = build.fenced(command, printed, done.exit_code) + "\n"
     assert TIMES.sub("", again) == TIMES.sub("", body), "run: python docs/build.py --capture"
+
+
+def test_every_task_is_on_the_page_of_tasks() -> None:
+    page = (ROOT / "docs" / "tasks.md").read_text()
+    assert [name for name in TASKS if f"`{name}`" not in page] == []
 
 
 def test_dependencies_are_all_explained() -> None:

@@ -15,7 +15,7 @@ from tithe.cli.console import bars, console, emit
 from tithe.cli.inputs import writable
 from tithe.cli.options import Device, Dtype, Json, Keeps, Model, Param, Trust
 from tithe.cli.spread import Gpus, Ray, Workers, pool
-from tithe.errors import BadInput
+from tithe.errors import BadInput, TitheError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -189,12 +189,19 @@ def typed() -> str:
 
 @contextmanager
 def opened(journal: str) -> Iterator[Journal]:
-    """Open a journal; a run that is stopped says where its cases are."""
+    """Open a journal; a run that is stopped says where its cases are, one that is refused whole leaves no new file."""
     from tithe.bench.journal import Journal
 
-    with Journal(None if journal == "none" else journal) as held:
+    path = None if journal == "none" else Path(journal).expanduser()
+    fresh = path is not None and not path.exists()
+    with Journal(path) as held:
         try:
             yield held
+        except TitheError:
+            if path is not None and fresh:
+                held.close()
+                path.unlink()
+            raise
         except KeyboardInterrupt as stop:
             where = "" if journal == "none" else f"; what was found is in {journal}: the same command goes on"
             typer.echo(f"tithe: stopped{where}.", err=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tithe.bench.prompt import Prompt
     from tithe.zoo import Loaded
 
-MODELS = "zoo:llm (the default), zoo:scenes (that for videos), zoo:vlm, zoo:vit, zoo:ssm, a folder, or a hub id."
+MODELS = "zoo:llm (the default), reader, scenes (that for videos), vlm, vit, ssm; a folder; a hub id."
 Chosen = Annotated[str | None, typer.Option("--model", "-m", help=MODELS)]
 Pictures = Annotated[
     list[Path] | None, typer.Option("--image", "-i", help="A picture to look at; several times for several.")

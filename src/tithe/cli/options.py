@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Option("--model", "-m", help="zoo:llm, ssm, vlm, scenes, vit, vim; a folder; a hub id.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="zoo:llm, reader, ssm, vlm, scenes, vit, vim; a folder; a hub id")
+]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the checkpoint bring and run its own code.")]
