@@ -44,7 +44,8 @@ def everything(figures: Figures) -> str:
     """Return every row, and what was refused."""
     if not figures["runs"]:
         return NONE_YET
-    names = ("method", "keep", "quality", "difference, 95%", "tokens", "KV bytes", "allocated", "FLOPs", "prefill", "decode", "saving")
+    quality = ("method", "keep", "quality", "difference, 95%")
+    names = (*quality, "tokens", "KV bytes", "allocated", "FLOPs", "prefill", "decode", "saving")
     parts: list[str] = []
     for run in figures["runs"]:
         for rows in groups(run["rows"]):

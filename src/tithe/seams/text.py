@@ -297,6 +297,7 @@ class TextTap:
                 side=store.side if store is not None else _no_side,
                 results=results,
                 store=store,
+                memory=call.layer.memory if call.layer is not None else {},
                 passage=call.stream.passages.get(index),
             )
 

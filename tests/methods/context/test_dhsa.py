@@ -21,6 +21,7 @@ from tithe.errors import BadInput, Refused
 from tithe.scores.boundaries import Predictor, attention_ratio, inside
 from tithe.scores.chunks import blocks_of, chunk_scores
 from tithe.selections.boundaries import chunk_starts
+from tithe.zoo import load_model
 from tithe.zoo.predictors import boundary_predictor
 
 VECTOR, META = vector("dhsa")
@@ -188,3 +189,12 @@ def test_the_embedded_predictor_finds_boundaries(monkeypatch: pytest.MonkeyPatch
     found = script.grade(llm, boundary_predictor("llm"), rows)
     assert found["f1"] > found["f1_all_boundaries"] + 0.05
     assert script.OUT.stat().st_size < 200_000
+
+
+def test_beside_a_method_that_looks_at_other_queries() -> None:
+    loaded = load_model("zoo:llm")
+    ids = loaded.processor("def read(self):\n    return self.value\n" * 12, return_tensors="pt")
+    mine = tithe.method("dhsa", keep=40, block=8, instruction=8, sink=2, recent=4)
+    with tithe.on(loaded.model, [mine, tithe.method("tova", keep=0.5)]) as run:
+        loaded.model.generate(**ids, max_new_tokens=4, do_sample=False)
+    assert run.report().kept_tokens is not None

@@ -5,6 +5,7 @@ tokens as asked for; theirs choose one by one on repeated keys. The current toke
 ``recent=0`` lets it compete, as in their PyTorch path. The paper's cache correction, in neither of them, is ``every``:
 so many tokens decoded sparsely are run again in full, and their keys and values written anew; how many is left open
 ("thousands"). The layers are theirs for Llama 3 8B, 2 and 13 of 32 (12 in the kernels), as shares of the depth.
+Models whose layers see a sliding window are refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tithe.actions import Attend
 from tithe.actions.refill import Refill
 from tithe.budget import Budget, Keep
 from tithe.catalogue import card
+from tithe.errors import Refused
+from tithe.hosts import Host
 from tithe.selections.top_k import TopK
 from tithe.types import Depth, Need, Site, Step, layer_at
 
@@ -49,6 +52,7 @@ def tidaldecode(
         score=lambda evidence, tokens: evidence.here.probs(-1).sum(3).mean(2),
         select=TopK(Budget(keep, recent=recent)),
         needs=(Need("queries", window=1),),
+        suits=_same_for_all,
     )
 
     def at(index: int, total: int) -> Step:
@@ -57,3 +61,13 @@ def tidaldecode(
 
     sparse = replace(step, per_layer=at)
     return (sparse,) if every is None else (Step(Site("forward", "decode"), action=Refill(every)), sparse)
+
+
+def _same_for_all(host: Host) -> None:
+    """One choice serves layers that see the same tokens; what left a sliding window must not be read again."""
+    window = getattr(host.config, "sliding_window", None)
+    if window and "sliding_attention" in (getattr(host.config, "layer_types", None) or ["sliding_attention"]):
+        raise Refused(
+            f"tidaldecode: layers of {host.name} see a sliding window of {window} tokens, and one choice is shared by "
+            "layers that see the same tokens."
+        )
