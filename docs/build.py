@@ -72,8 +72,8 @@ BENCHMARKS = (
     "tithe bench --model zoo:vit --task digits --methods tome,token-transforming,zero-tprune,evit,tca,ats:points=0.5,"
     "ats:points=0.25,ats:points=0.1 --keep 0.5,0.33,0.22,0.11 --n 256 --timings 5 --json",
     "tithe bench --model zoo:reader --task niah-single,niah-multikey,niah-multiquery,variable-tracking,"
-    "multiple-needles,threading --methods snapkv,adakv,kvzip,h2o,streaming-llm,quest:layer=1:block=8,kivi --keep 0.5,0.25,0.1"
-    " --n 12 --length 256 --timings 3 --question after --json",
+    "multiple-needles,threading --methods snapkv,adakv,kvzip,h2o,streaming-llm,quest:layer=1:block=8,kivi"
+    " --keep 0.5,0.25,0.1 --n 12 --length 256 --timings 3 --question after --json",
     "tithe bench --model zoo:vim --task digits --methods ssm-token-pruning --keep 0.5,0.33,0.22"
     " --n 256 --timings 5 --json",
 )

@@ -100,7 +100,9 @@ class Picked:
             "quality": round(row.quality, 4),
             "quality_untouched": round(row.quality_full, 4),
             "drop": round(drop(row), 4),
-            "drop_interval": None if row.low is None or row.high is None else [round(-row.high, 4), round(-row.low, 4)],
+            "drop_interval": None
+            if row.low is None or row.high is None
+            else [round(0.0 - row.high, 4), round(0.0 - row.low, 4)],
             "fresh": self.fresh is not None,
             "sure": self.sure,
             "cost": f"{cost(row, self.cost):.3f} of the untouched model's {COSTS[self.cost]}",
