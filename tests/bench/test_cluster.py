@@ -65,6 +65,13 @@ def test_one_of_two_workers_killed_gives_the_same_table(tmp_path: Path) -> None:
     assert there == here == again
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_gpus_that_this_machine_lacks_are_not_waited_for() -> None:
+    with pytest.raises(BadInput, match=r"ray_gpus=99: this machine has \d+ GPUs"):
+        Cluster(Source("zoo:llm"), workers=1, gpus=99)
+
+
 def test_an_address_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "WAIT", 0.5)
     with pytest.raises(BadInput, match=r"ray='127.0.0.1:1' does not answer: .*refused"):

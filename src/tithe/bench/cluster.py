@@ -50,8 +50,12 @@ class Cluster:
     def __init__(
         self, source: Source, address: str = LOCAL, workers: int | None = None, cpus: float = 1, gpus: float = 0
     ) -> None:
-        self.source, self.gpus = source, gpus
+        self.source = source
         self._ray = connect(address, workers)
+        held = self._ray.cluster_resources().get("GPU", 0)
+        if address == LOCAL and gpus > held:
+            self._ray.shutdown()
+            raise BadInput(f"ray_gpus={gpus:g}: this machine has {held:g} GPUs, so no case could ever run.")
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
         self._do = self._ray.remote(**options)(_do)
         self._environment = self._ray.remote(**options)(_environment)
