@@ -20,6 +20,7 @@ from tithe.check.method import outcome
 from tithe.scores.random import hashed
 from tithe.selections.top_k import TopK
 from tithe.types import Method, Need, Site, Step
+from tithe.zoo import load_model
 
 
 def generate(model: Any, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
@@ -252,3 +253,14 @@ def test_two_drops_before_one_layer_act_one_after_the_other() -> None:
     twice = custom((drop(0.75, 0), drop(0.5, 1)))
     assert tithe.check_host(model, twice, "single") <= 1e-4
     assert tithe.check_host(model, twice, "padded") <= 1e-4
+
+
+def test_methods_that_break_one_another_are_refused_by_name() -> None:
+    loaded = load_model("zoo:llm")
+    ids = loaded.processor("def read(self):\n    return self.value\n" * 12, return_tensors="pt")
+    plain = loaded.model.generate(**ids, max_new_tokens=4, do_sample=False)
+    both = [tithe.method("tidaldecode", keep=0.5), tithe.method("tova", keep=0.5)]
+    with pytest.raises(Refused, match=r"tidaldecode, tova cannot act together here: .* Attach them one at a time\."):
+        with tithe.on(loaded.model, both):
+            loaded.model.generate(**ids, max_new_tokens=4, do_sample=False)
+    assert loaded.model.generate(**ids, max_new_tokens=4, do_sample=False).tolist() == plain.tolist()

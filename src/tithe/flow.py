@@ -9,13 +9,14 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from tithe import catalogue, hosts
 from tithe.catalogue import MethodLike
-from tithe.errors import Refused
+from tithe.errors import Refused, TitheError
 from tithe.plan import Bound, Plan
 from tithe.seams import prompt
 from tithe.seams.attach import Lasting
@@ -145,6 +146,13 @@ class Run:
         """Run one step: score, compare, select, act, note. The whole of a method passes through these lines."""
         step, name = bound.step, bound.method.card.slug
         where = step.site.point if layer is None else f"{step.site.tower} layer {layer}"
+        with together([method.card.slug for method in self.methods], name, where):
+            self._fire(bound, evidence, tokens, state, where, layer, item)
+
+    def _fire(
+        self, bound: Bound, evidence: Evidence, tokens: Tokens, state: object, where: str, layer: int | None, item: int
+    ) -> None:
+        step, name = bound.step, bound.method.card.slug
         score = None
         if step.score is not None:
             score = checked(step.score(evidence, tokens), tokens, name, where, partial=bool(step.outputs))
@@ -354,3 +362,17 @@ def method(slug: str, **params: Any) -> Method:
 
 
 __all__ = ["Run", "attach", "method", "on"]
+
+
+@contextmanager
+def together(slugs: Sequence[str], name: str, where: str) -> Iterator[None]:
+    """Refuse methods of which one breaks beside another, as where both change what the other has looked at."""
+    try:
+        yield
+    except (RuntimeError, LookupError, ValueError) as error:
+        if len(slugs) < 2 or isinstance(error, TitheError | torch.OutOfMemoryError):
+            raise
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise Refused(
+            f"{', '.join(slugs)} cannot act together here: {name} broke at {where} ({told}). Attach them one at a time."
+        ) from error

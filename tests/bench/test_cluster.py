@@ -19,7 +19,7 @@ from tithe.errors import BadInput
 
 pytest.importorskip("ray", reason="Ray is not installed: nothing was spread")
 
-WORK: dict[str, Any] = {"n": 12, "length": 256, "timings": 0, "baselines": False}
+WORK: dict[str, Any] = {"n": 16, "length": 512, "timings": 0, "baselines": False}
 ASKED = ("zoo:llm", ["multikey", "lm"], ["snapkv", "random"], [0.25])
 
 
@@ -41,24 +41,25 @@ def processes(title: str) -> list[int]:
 def test_one_of_two_workers_killed_gives_the_same_table(tmp_path: Path) -> None:
     here = bench.run(*ASKED, **WORK)
     killed: list[int] = []
-    noted = threading.Event()
+    noted, over = threading.Event(), threading.Event()
 
     def kill() -> None:
         noted.wait(120)
-        for _ in range(400):
+        while not over.is_set():
             for pid in processes("ray::_do")[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 return
-            time.sleep(0.02)
+            time.sleep(0.002)
 
     watcher = threading.Thread(target=kill)
     watcher.start()
     with Cluster(Source("zoo:llm"), workers=2) as spread, Journal(tmp_path / "j.sqlite") as journal:
         assert spread.environment(None)["weights"]
         there = bench.run(
-            *ASKED, **WORK, pool=spread, journal=journal, progress=lambda done, *_: noted.set() if done > 5 else None
+            *ASKED, **WORK, pool=spread, journal=journal, progress=lambda done, *_: noted.set() if done else None
         )
+        over.set()
         again = bench.run(*ASKED, **WORK, pool=spread, journal=journal)
     watcher.join()
     assert len(killed) == 1
