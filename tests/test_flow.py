@@ -260,7 +260,7 @@ def test_methods_that_break_one_another_are_refused_by_name() -> None:
     ids = loaded.processor("def read(self):\n    return self.value\n" * 12, return_tensors="pt")
     plain = loaded.model.generate(**ids, max_new_tokens=4, do_sample=False)
     both = [tithe.method("tidaldecode", keep=0.5), tithe.method("tova", keep=0.5)]
-    with pytest.raises(Refused, match=r"tidaldecode, tova cannot act together here: .* Attach them one at a time\."):
-        with tithe.on(loaded.model, both):
-            loaded.model.generate(**ids, max_new_tokens=4, do_sample=False)
+    refused = pytest.raises(Refused, match=r"tidaldecode, tova cannot act together here: .* Attach them one at a time")
+    with refused, tithe.on(loaded.model, both):
+        loaded.model.generate(**ids, max_new_tokens=4, do_sample=False)
     assert loaded.model.generate(**ids, max_new_tokens=4, do_sample=False).tolist() == plain.tolist()
