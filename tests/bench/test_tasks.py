@@ -51,6 +51,7 @@ def test_tasks_by_name_and_kind() -> None:
     assert set(registry.TASKS) == {*text, *learned, *others, "vqa", "digits", *pictures, *seen}
     assert registry.serving("llm", "zoo:llm") == text and set(registry.serving("llm")) == {*text, *learned, *others}
     assert registry.serving("llm", "zoo:reader") == (*text, *learned)
+    assert registry.default("llm", "zoo:llm") == ("needle", "multikey", "lm")
     assert registry.serving("vlm") == registry.serving("vlm", "somebody/else") == ("vqa", *pictures, *seen)
     assert registry.serving("vlm", "zoo:scenes") == pictures
     assert registry.serving("vlm", "zoo:vlm") == ("vqa", "inventory")

@@ -28,6 +28,7 @@ STANDARD: tuple[Task, ...] = (
 THREADS: tuple[Task, ...] = (ONE_NEEDLE, MULTIPLE, CONDITIONAL, THREADING, MULTI_THREADING, BRANCHED)
 PICTURES: tuple[Task, ...] = (VQA, OCR, COUNTING, GROUNDING, MANY_IMAGES, VIDEO, INVENTORY, PRESENCE, DIGITS)
 ALL: tuple[Task, ...] = (*TEXT, *STANDARD, *THREADS, *PICTURES)
+LENGTHY = (WRITING.name,)
 TASKS: dict[str, Task] = {task.name: task for task in ALL}
 
 
@@ -48,6 +49,11 @@ def serving(kind: HostKind, model: str = "") -> tuple[str, ...]:
     """Return the names of the tasks for models of ``kind``; for an embedded one, of those that it was trained on."""
     fit = [task for task in TASKS.values() if task.kind == kind]
     return tuple(task.name for task in fit if not model.startswith(PREFIX) or task.home in (None, model))
+
+
+def default(kind: HostKind, model: str = "") -> tuple[str, ...]:
+    """Return the names of the tasks that are run where none is named: those that serve, but for the lengthy ones."""
+    return tuple(name for name in serving(kind, model) if name not in LENGTHY)
 
 
 def check(tasks: Sequence[str | Task], kind: HostKind, model: str) -> list[Task]:

@@ -94,7 +94,7 @@ def run(
 
     Args:
         model: what ``tithe.zoo.load_model`` takes, or a model already loaded.
-        tasks: names, or tasks of one's own; none for every task that fits the model.
+        tasks: names, or tasks of one's own; none for every task that fits the model, but for lengthy ones.
         methods: slugs, ``a+b`` for several acting together; none for every method that fits.
         keeps: fractions (floats) or counts (ints).
         n: cases of each task and seed. A journal that holds some of them is only added to.
@@ -119,7 +119,7 @@ def run(
     chosen = check(named, methods, keeps, question, n, seed, lengths, repeat, timings, params)
     label = name or (model if isinstance(model, str) else type(model.model).__name__)
     loaded = load_model(model) if isinstance(model, str) else model
-    todo = registry.check(list(tasks) or list(registry.serving(loaded.kind, label)), loaded.kind, label)
+    todo = registry.check(list(tasks) or list(registry.default(loaded.kind, label)), loaded.kind, label)
     kind = hosts.find(loaded.model).kind
     chosen = chosen or specs.collect(specs.serving(kind), params)
     everything = {spec.label: spec for spec in (*chosen, *(specs.baselines(chosen, kind) if baselines else ()))}

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from tithe.budget import Keep
     from tithe.zoo import Loaded
 
-Tasks = Annotated[str, typer.Option("--task", "-t", help="Tasks by comma; all that fit the model by default.")]
+Tasks = Annotated[
+    str, typer.Option("--task", "-t", help="Tasks by comma; by default all that fit the model, but for writing.")
+]
 Methods = Annotated[
     str,
     typer.Option(
@@ -228,7 +230,7 @@ def attacked(
     attack.check(name, epsilon)
     if not chosen:
         raise BadInput("methods is empty: name the methods to attack, such as fastervlm.")
-    tasks: Sequence[Any] = todo or registry.check(list(registry.serving(loaded.kind, model)), loaded.kind, model)
+    tasks: Sequence[Any] = todo or registry.check(list(registry.default(loaded.kind, model)), loaded.kind, model)
     rows: list[attack.Attacked] = []
     with quiet(), one_thread_if_small(loaded.model):
         for task in tasks:

@@ -160,7 +160,7 @@ def plain(found: Picked) -> dict[str, Any]:
 def _one(todo: list[Any], kind: Any, model: str) -> list[Any]:
     from tithe.bench import registry
 
-    found = registry.check(todo or list(registry.serving(kind, model))[:1], kind, model)
+    found = registry.check(todo or list(registry.default(kind, model))[:1], kind, model)
     if not found:
         raise BadInput(f"task is empty, and there is none for {model}: give --data and your own cases.")
     return found
