@@ -101,7 +101,7 @@ def _recipe(told: Any) -> Recipe:
     listed = told.get("methods")
     if not isinstance(listed, list) or not listed:
         raise BadInput("methods is empty: give a list of entries such as '- method: snapkv'.")
-    recipe = Recipe(tuple(_entry(at, entry) for at, entry in enumerate(listed, 1)), model, picked)
+    recipe = Recipe(tuple(_entry(at, entry) for at, entry in enumerate(listed, 1)), model, _plain(picked))
     recipe.methods()
     return recipe
 

@@ -212,6 +212,7 @@ def test_columns_are_chosen(picked_report: Report, visit: Visit) -> None:
     page.one("#results .chooser input[data-column=allocated]").check()
     page.one("#results .chooser input[data-column=kl]").uncheck()
     page.one("#results thead th[data-column=allocated]").wait_for()
+    page.one("#results thead th[data-column=kl]").wait_for(state="detached")
     after = page.each("#results thead th", "node.textContent")
     assert set(after) - set(before) == {"KV allocated"} and set(before) - set(after) == {"KL"}
     assert page.one("#results .chooser input[data-column=method]").is_disabled()

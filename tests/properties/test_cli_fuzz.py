@@ -18,7 +18,7 @@ from tithe.cli import app
 FEW = settings(
     max_examples=120, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
-MANY = settings(FEW, max_examples=900, derandomize=False, print_blob=True)
+MANY = settings(FEW, max_examples=900, derandomize=True, print_blob=True)
 COMMANDS = ("list", "show", "run", "inspect", "bench", "compare", "pick", "shorten")
 GROUP: Any = typer.main.get_command(app)
 SLUGS = st.sampled_from(

@@ -19,7 +19,7 @@ from tithe.recipe import Recipe
 FEW = settings(
     max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
-MANY = settings(FEW, max_examples=3000, derandomize=False, print_blob=True)
+MANY = settings(FEW, max_examples=3000, derandomize=True, print_blob=True)
 VALID = b"""tithe: 1
 model: zoo:llm
 methods:
