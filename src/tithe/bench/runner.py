@@ -16,7 +16,7 @@ from tithe import hosts
 from tithe.bench import registry, rows, specs
 from tithe.bench.ask import Where
 from tithe.bench.environment import environment
-from tithe.bench.journal import Journal, Work
+from tithe.bench.journal import Case, Journal, Work
 from tithe.bench.rows import Place, Refusal, Result, Row
 from tithe.bench.specs import Spec
 from tithe.bench.tasks.base import Setting, Task
@@ -259,22 +259,28 @@ class Bench:
         refused: list[Refusal] = []
         for task in tasks:
             for some in _by_length(_distinct(task, settings)):
+                plain = [self.journal.cases(self.work(task, setting, PLAIN)) for setting in some]
                 for choice in (PLAIN, *choices):
                     reason = self.reason(task, some, choice)
                     if reason is None:
-                        found += self.row(task, some, choice)
+                        found += self.row(task, some, choice, plain)
                     else:
                         refused.append(Refusal(self.label, task.name, *choice, *reason))
         return Result(tuple(found), tuple(dict.fromkeys(refused)))
 
-    def row(self, task: Task, settings: Sequence[Setting], choice: Choice) -> Iterator[Row]:
-        """Yield the row of a choice over the seeds of ``settings``, none where no case is there yet."""
+    def row(
+        self, task: Task, settings: Sequence[Setting], choice: Choice, plain: Sequence[dict[int, Case]]
+    ) -> Iterator[Row]:
+        """Yield the row of a choice over the seeds of ``settings``, none where no case is there yet.
+
+        ``plain``: the untouched model's cases of each of ``settings``.
+        """
         first = self.work(task, settings[0], choice)
         seeds = []
-        for setting in settings:
-            mine, plain = (self.journal.cases(self.work(task, setting, one)) for one in (choice, PLAIN))
-            seeds.append(({at: case for at, case in mine.items() if at < setting.n}, plain))
-        if any(set(mine) & set(plain) for mine, plain in seeds):
+        for setting, theirs in zip(settings, plain, strict=True):
+            mine = self.journal.cases(self.work(task, setting, choice))
+            seeds.append(({at: case for at, case in mine.items() if at < setting.n}, theirs))
+        if any(set(mine) & set(theirs) for mine, theirs in seeds):
             place = Place(self.label, task.name, *choice, first.question, first.length, first.seed)
             yield rows.row(place, seeds, self.journal.times(first, self.how))
 
